@@ -1,0 +1,21 @@
+"""turbodiffusion: Wan video diffusion models, 100 to 200 times faster on one GPU."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from turbodiffusion.pipeline import Pipeline as Pipeline
+    from turbodiffusion.request import Progress as Progress
+    from turbodiffusion.request import Request as Request
+    from turbodiffusion.request import Result as Result
+
+__version__ = "0.1.0"
+_PUBLIC = {"Pipeline": "pipeline", "Request": "request", "Result": "request", "Progress": "request"}
+__all__ = ["Pipeline", "Progress", "Request", "Result", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use, so that `turbodiffusion.ops` alone needs nothing but PyTorch."""
+    if name in _PUBLIC:
+        return getattr(import_module(f"turbodiffusion.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'turbodiffusion' has no attribute {name!r}")
