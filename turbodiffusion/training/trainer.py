@@ -1,0 +1,237 @@
+"""The training loop that every recipe shares: mixed precision, power EMA, exact resume, logs, sheets, time left.
+
+A recipe brings its modules and a function `loss(step)`; all randomness in it must come from `step_generator(seed, step, rank)`,
+so that a run stopped and resumed is the run that was not stopped. Under torchrun the gradients are averaged over the ranks.
+EMA by a power function: Karras et al., arXiv 2312.02696, as rCM uses it (arXiv 2510.08431).
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from turbodiffusion.errors import CheckpointError
+
+Loss = Callable[[int], dict[str, Tensor]]
+Sheet = Callable[[nn.Module, int], None]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a run does: optimizer steps in all, peak learning rate, and how long this leg may take (minutes, None: to the end)."""
+
+    steps: int
+    lr: float
+    warmup: int = 200
+    decay: int = 0  # the last `decay` steps bring the learning rate linearly to zero
+    minutes: float | None = None
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    ema_width: float = 0.1  # s of the power function: the EMA's width as a share of the run so far
+    log_every: int = 20
+    save_minutes: float = 5.0
+    sheet_every: int = 2000
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the optimizer step that follows `step` finished ones."""
+        up = min(1.0, (step + 1) / max(1, self.warmup))
+        down = min(1.0, (self.steps - step) / self.decay) if self.decay else 1.0
+        return self.lr * max(0.0, min(up, down))
+
+
+def ema_gamma(width: float) -> float:
+    """Exponent of the power function whose relative width is `width`: largest real root of [1, 7, 16 - s^-2, 12 - s^-2]."""
+    roots = np.roots([1.0, 7.0, 16.0 - width**-2, 12.0 - width**-2])
+    return float(max(r.real for r in roots if abs(r.imag) < 1e-9))
+
+
+def step_generator(seed: int, step: int, rank: int = 0) -> np.random.Generator:
+    """The only source of randomness of a training step."""
+    return np.random.default_rng((seed, step, rank))
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of ranks); (0, 1) without torchrun."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def start_distributed() -> torch.device:
+    """Join torchrun's group if there is one, and return this process's device."""
+    cuda = torch.cuda.is_available()
+    if "LOCAL_RANK" in os.environ and not dist.is_initialized():
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+
+class Trainer:
+    """Trains `modules` in place and keeps their EMA.
+
+    `run` is a folder: state.safetensors and state.pt (resume), ema.safetensors, log.jsonl, TensorBoard events, sheets.
+    """
+
+    def __init__(self, modules: nn.ModuleDict, schedule: Schedule, run: Path) -> None:
+        self.modules, self.schedule, self.run = modules, schedule, run
+        self.rank, self.ranks = world()
+        self.params = [p for p in modules.parameters() if p.requires_grad]
+        self.names = [n for n, p in modules.named_parameters() if p.requires_grad]
+        decayed = [p for p in self.params if p.ndim >= 2]
+        plain = [p for p in self.params if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=schedule.lr,
+            betas=schedule.betas,
+            fused=self.params[0].is_cuda,
+        )
+        self.gamma = ema_gamma(schedule.ema_width)
+        self.ema = [p.detach().clone() for p in self.params]
+        self.step = 0
+        run.mkdir(parents=True, exist_ok=True)
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """EMA weights under the modules' names, buffers as they are."""
+        state = {name: buffer for name, buffer in self.modules.named_buffers()}
+        return state | dict(zip(self.names, self.ema, strict=True))
+
+    def save(self) -> None:
+        """Write the resume state; beside, then renamed, so that a kill leaves the older one whole."""
+        if self.rank == 0:
+            state = {
+                "step": self.step,
+                "modules": self.modules.state_dict(),
+                "ema": self.ema,
+                "optimizer": self.optimizer.state_dict(),
+            }
+            beside = self.run / "state.pt.part"
+            torch.save(state, beside)
+            beside.rename(self.run / "state.pt")
+
+    def resume(self) -> bool:
+        """Continue the run in the folder if it holds one."""
+        path = self.run / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True, map_location=self.params[0].device)
+        try:
+            self.modules.load_state_dict(state["modules"])
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} belongs to another model; choose another --run folder ({error})") from None
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch._foreach_copy_(self.ema, state["ema"])
+        self.step = state["step"]
+        return True
+
+    def warm_start(self, state: dict[str, Tensor]) -> None:
+        """Begin from given weights (an earlier lease's EMA): optimizer and step start anew."""
+        self.modules.load_state_dict(state)
+        torch._foreach_copy_(self.ema, [p.detach() for p in self.params])
+
+    def fit(self, loss: Loss, sheet: Sheet | None = None) -> bool:
+        """Train to the end of the schedule or of this leg's minutes; True when the schedule is finished."""
+        began = saved = time.monotonic()
+        first, log = self.step, Log(self.run, self.rank)
+        while self.step < self.schedule.steps:
+            values = self._optimize(loss)
+            now = time.monotonic()
+            if self.step % self.schedule.log_every == 0 or self.step == self.schedule.steps:
+                rate = (self.step - first) / (now - began)
+                log.write(self.step, self.schedule, values, rate, self._leg_left(began, now, rate))
+            if sheet and self.step % self.schedule.sheet_every == 0:
+                sheet(self.modules, self.step)
+            if now - saved > 60 * self.schedule.save_minutes:
+                self.save()
+                saved = time.monotonic()
+            if self._out_of_time(began, now):
+                break
+        self.save()
+        return self.step >= self.schedule.steps
+
+    def _optimize(self, loss: Loss) -> dict[str, Tensor]:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr_at(self.step)
+        values = loss(self.step)
+        values["loss"].backward()
+        self._average_gradients()
+        values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.schedule.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        beta = (1 - 1 / (self.step + 1)) ** (self.gamma + 1)
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - beta)
+        self.step += 1
+        return {name: value.detach() for name, value in values.items()}
+
+    def _average_gradients(self) -> None:
+        """One all-reduce over all gradients; a parameter that took no part has a zero gradient."""
+        for p in self.params:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        if self.ranks == 1:
+            return
+        grads = [p.grad for p in self.params if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        dist.all_reduce(flat)
+        flat /= self.ranks
+        pieces = flat.split([g.numel() for g in grads])
+        torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(pieces, grads, strict=True)])
+
+    def _leg_left(self, began: float, now: float, rate: float) -> float:
+        left = (self.schedule.steps - self.step) / rate
+        return min(left, 60 * self.schedule.minutes - (now - began)) if self.schedule.minutes else left
+
+    def _out_of_time(self, began: float, now: float) -> bool:
+        """Every rank stops at the same step: rank 0's clock decides."""
+        if self.schedule.minutes is None:
+            return False
+        over = torch.tensor(float(now - began > 60 * self.schedule.minutes), device=self.params[0].device)
+        if self.ranks > 1:
+            dist.broadcast(over, 0)
+        return bool(over)
+
+
+class Log:
+    """Losses on disk (log.jsonl, TensorBoard when it is installed) and one line on the terminal."""
+
+    def __init__(self, run: Path, rank: int) -> None:
+        self.silent = rank != 0
+        self.path = run / "log.jsonl"
+        self.board = None if self.silent else _tensorboard(run)
+
+    def write(self, step: int, schedule: Schedule, values: dict[str, Tensor], rate: float, left: float) -> None:
+        """Read the tensors (the only synchronisation with the GPU) and write one record."""
+        if self.silent:
+            return
+        numbers = {name: round(float(value), 6) for name, value in values.items()}
+        record = {"step": step, **numbers, "lr": schedule.lr_at(step), "steps_per_s": round(rate, 3)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        print(f"step {step}/{schedule.steps}  {shown}  {rate:.2f} steps/s  {left / 60:.1f} min left", flush=True)
+
+
+def _tensorboard(run: Path):  # type: ignore[no-untyped-def]
+    """A TensorBoard writer, or None (said once) where the package is missing: the jsonl has the same numbers."""
+    from importlib.util import find_spec
+
+    if find_spec("tensorboard") is None:
+        print("tensorboard is not installed: losses go to log.jsonl alone (pip install 'turbodiffusion[train]')")
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(run))
+
+
+def count_parameters(modules: Iterable[nn.Module]) -> int:
+    """Parameters in all modules together."""
+    return sum(p.numel() for m in modules for p in m.parameters())
