@@ -1,0 +1,152 @@
+"""The tokenizer and encoder against transformers' own on the same vocabulary and weights."""
+
+import pytest
+import torch
+
+from turbodiffusion.errors import CheckpointError
+from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, clean_prompt, train_tokenizer
+
+CAPTIONS = [
+    f"a {size} {color} {thing} {does} over a {place}"
+    for size in ("small", "large")
+    for color in ("red", "green", "blue", "yellow")
+    for thing in ("fox", "ball", "cat", "kite")
+    for does in ("jumps", "rolls", "flies")
+    for place in ("meadow", "lake", "city at night")
+] + ["一只红色的狐狸在草地上奔跑", "一只蓝色的猫在湖上飞"]
+TINY = TextConfig(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=48, vocab_size=512, text_len=12)
+
+
+@pytest.fixture(scope="module")
+def spiece(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
+    train_tokenizer(CAPTIONS, path, vocab_size=400)
+    return path
+
+
+def test_clean_prompt_mends_text():
+    assert clean_prompt("  a fox\n\tjumps  ") == "a fox jumps"
+    assert clean_prompt("Tom &amp;amp; Jerry") == "Tom & Jerry"
+    assert clean_prompt("schÃ¶n") == "schön"  # UTF-8 read as Latin-1: ftfy's work
+
+
+def test_training_a_vocabulary_is_deterministic(spiece, tmp_path):
+    train_tokenizer(iter(CAPTIONS), tmp_path / "again.model", vocab_size=400)
+    assert (tmp_path / "again.model").read_bytes() == spiece.read_bytes()
+
+
+def test_vocabulary_has_umt5_special_ids_and_byte_fallback(spiece):
+    tokenizer = Tokenizer(spiece, text_len=16)
+    assert tokenizer.vocab_size <= 400
+    ids, mask = tokenizer(["a fox", "§"])
+    assert ids.shape == mask.shape == (2, 16)
+    assert ids.dtype == torch.int64
+    for row in range(2):
+        length = int(mask[row].sum())
+        assert ids[row, length - 1] == 1
+        assert (ids[row, length:] == 0).all()
+        assert not (ids[row] == 2).any()  # no unknown: § is made of bytes
+
+
+def test_long_prompt_is_cut_and_still_ends(spiece):
+    ids, mask = Tokenizer(spiece, text_len=5)([CAPTIONS[0] * 3])
+    assert mask.sum() == 5
+    assert ids[0, -1] == 1
+
+
+@pytest.mark.parametrize("text_len", [6, 24])
+def test_tokenizer_matches_transformers(spiece, text_len):
+    from transformers import T5Tokenizer
+
+    peer = T5Tokenizer.from_pretrained(spiece.parent, extra_ids=0)
+    prompts = [CAPTIONS[0], "  the  red kite\nflies ", "", CAPTIONS[-1]]
+    expected = peer(
+        [clean_prompt(p) for p in prompts],
+        padding="max_length",
+        max_length=text_len,
+        truncation=True,
+        return_tensors="pt",
+    )
+    ids, mask = Tokenizer(spiece, text_len)(prompts)
+    assert torch.equal(ids, expected.input_ids)
+    assert torch.equal(mask, expected.attention_mask)
+
+
+def test_uncleaned_prompt_is_left_alone(spiece):
+    tokenizer = Tokenizer(spiece, 24)
+    assert torch.equal(tokenizer(["a red fox"], clean=False)[0], tokenizer(["a red fox"])[0])
+    assert not torch.equal(tokenizer(["a &lt; b"], clean=False)[0], tokenizer(["a &lt; b"])[0])
+
+
+def test_foreign_vocabulary_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"missing\.model"):
+        Tokenizer(tmp_path / "missing.model", 8)
+    (tmp_path / "foreign.model").write_bytes(b"not a vocabulary")
+    with pytest.raises(CheckpointError, match="SentencePiece"):
+        Tokenizer(tmp_path / "foreign.model", 8)
+
+
+def test_vocabulary_with_other_special_ids_is_refused(tmp_path):
+    from sentencepiece import SentencePieceTrainer
+
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(CAPTIONS),
+        model_prefix=str(tmp_path / "llama"),
+        vocab_size=64,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(CheckpointError, match="pad, eos, unk"):
+        Tokenizer(tmp_path / "llama.model", 8)
+
+
+def test_encoder_matches_transformers():
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    peer = UMT5EncoderModel(
+        UMT5Config(vocab_size=512, d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=48, dropout_rate=0.0)
+    ).eval()
+    missing, unexpected = peer.load_state_dict(encoder.state_dict(), strict=False)
+    assert set(missing) <= {"encoder.embed_tokens.weight"}
+    assert unexpected == []
+    peer.encoder.embed_tokens = peer.shared
+
+    ids = torch.randint(3, 512, (3, 12))
+    mask = (torch.arange(12) < torch.tensor([[12], [5], [1]])).long()
+    expected = peer(input_ids=ids, attention_mask=mask).last_hidden_state
+    states = encoder(ids, mask)
+    # The same operations in the same order: 1e-5 leaves room for another attention kernel alone.
+    torch.testing.assert_close(states[mask == 1], expected[mask == 1], atol=1e-5, rtol=1e-5)
+    assert (states[mask == 0] == 0).all()
+
+
+def test_what_lies_past_a_prompt_does_not_matter():
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (1, 12))
+    mask = (torch.arange(12) < 7).long()[None]
+    other = torch.where(mask == 1, ids, 5)
+    assert torch.equal(encoder(ids, mask), encoder(other, mask))
+
+
+def test_encoder_is_differentiable():
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    mask = (torch.arange(12) < torch.tensor([[12], [5]])).long()
+    encoder(torch.randint(3, 512, (2, 12)), mask).square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_real_size_on_meta_has_the_published_parameters():
+    encoder = TextEncoder(TextConfig(), device="meta", dtype=torch.bfloat16)
+    shapes = {name: tuple(t.shape) for name, t in encoder.state_dict().items()}
+    assert shapes["shared.weight"] == (256384, 4096)
+    assert shapes["encoder.block.23.layer.0.SelfAttention.relative_attention_bias.weight"] == (32, 64)
+    assert "encoder.embed_tokens.weight" not in shapes
+    assert all(t.is_meta and t.dtype == torch.bfloat16 for t in encoder.state_dict().values())
+    layer = 4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096 + 32 * 64
+    assert sum(p.numel() for p in encoder.parameters()) == 256384 * 4096 + 24 * layer + 4096
