@@ -1,10 +1,11 @@
 """The umT5 text encoder, its tokenizer and the cleaning of prompts, as Wan uses them.
 
-umT5 (arXiv 2304.09151) is T5 v1.1 with a relative position table in every layer. transformers holds the arithmetic; this file
-holds what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and states past a prompt's end are zero.
+umT5 (arXiv 2304.09151) is T5 v1.1 with a relative position table in every layer. transformers holds the arithmetic;
+this file holds what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and states past a prompt's end
+are zero.
 
-transformers, sentencepiece and ftfy are imported where they are used: a command that only prints help, or training from
-prompts that are clean already, should not pay for them or need them.
+transformers, sentencepiece and ftfy are imported where they are used: a command that only prints help, or training
+from prompts that are clean already, should not pay for them or need them.
 
 Suffixes: B batch, S text tokens, E d_model.
 """
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ class TextConfig:
 
 
 def clean_prompt(text: str) -> str:
-    """The text with broken Unicode mended (ftfy), HTML entities resolved twice and white space collapsed to single blanks."""
+    """The text with broken Unicode mended (ftfy), HTML entities resolved twice, each run of white space one blank."""
     import ftfy
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -55,7 +57,7 @@ class Tokenizer:
 
         self.path, self.text_len = Path(path), text_len
         try:
-            # The bytes rather than the path: SentencePiece prints its own complaint on stderr for a path it cannot open.
+            # The bytes, not the path: SentencePiece prints a complaint of its own about a path it cannot open.
             self._pieces = SentencePieceProcessor(model_proto=self.path.read_bytes())
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
@@ -73,7 +75,7 @@ class Tokenizer:
         return self._pieces.vocab_size()
 
     def __call__(self, prompts: Sequence[str], *, clean: bool = True) -> tuple[Tensor, Tensor]:
-        """Ids and mask, int64 [B, text_len] each; `</s>` ends every prompt, also one that was cut; 1 in the mask marks a token.
+        """Ids and mask, int64 [B, text_len] each; 1 in the mask marks a token. `</s>` ends every prompt, cut or not.
 
         `clean=False` leaves out `clean_prompt`, for captions that a program wrote.
         """
@@ -113,13 +115,14 @@ class TextEncoder(nn.Module):
             feed_forward_proj="gated-gelu",  # transformers reads this as the tanh form
         )
         with torch.device(device or "cpu"):
-            model = UMT5EncoderModel(peer_config).to(dtype)
+            model: Any = UMT5EncoderModel(peer_config)
+        model.to(dtype)
         self.shared = model.shared
         self.encoder = model.encoder
         self.encoder.embed_tokens = None  # tied to `shared`: kept once, so that a checkpoint fills it once
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """States [B, S, E] of token ids [B, S] in the weights' dtype; zero where `mask_BS` is 0. Differentiable in the weights."""
+        """States [B, S, E] of token ids [B, S], in the weights' dtype and differentiable in them; 0 where mask is 0."""
         states_BSE = self.encoder(inputs_embeds=self.shared(ids_BS), attention_mask=mask_BS).last_hidden_state
         return states_BSE.masked_fill(mask_BS[..., None] == 0, 0)
 
@@ -127,8 +130,8 @@ class TextEncoder(nn.Module):
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocab_size: int = 4096) -> None:
     """Train a SentencePiece unigram vocabulary (arXiv 1804.10959) on captions and write it to `path`.
 
-    The special ids are umT5's; a character not seen in training falls back to its UTF-8 bytes. The same captions give the same
-    pieces: one thread, no sampling. `vocab_size` is an upper limit; a small corpus gives fewer pieces.
+    The special ids are umT5's; a character not seen in training falls back to its UTF-8 bytes. The same captions give
+    the same pieces: one thread, no sampling. `vocab_size` is an upper limit; a small corpus gives fewer pieces.
     """
     from sentencepiece import SentencePieceTrainer
 
