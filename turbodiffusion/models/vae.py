@@ -1,0 +1,351 @@
+"""The Wan2.1 video VAE: causal in time, 8x8 in space and 4x in time, with the original parameter names.
+
+Source: "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv 2503.20314), section 4.1. A clip has 4k + 1
+frames: the first is coded alone, then each 4 become one latent frame.
+
+Every layer that looks back in time is a function (x, past) -> (y, past): `past` holds the frames that it must remember,
+`None` means that x starts the clip. A clip in one call (training) and a clip in chunks are therefore the same code and
+agree to rounding. Shape suffixes: B batch, C channels, T frames at any stage, F video frames, H and W height and width
+at any stage, N = B * T frames folded into the batch, L = H * W positions.
+
+Activations are kept in the channels_last_3d layout: there, folding the frames into the batch is free.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from turbodiffusion.errors import UserError
+
+# What a layer remembers of the frames before x: a tensor [B, C, frames, H, W], a sequence of such for a block of layers;
+# None at the start of the clip, and for a layer that remembers nothing.
+Past = Any
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Sizes of the VAE and the scale of its latents; the defaults, with their 32 constants, are the published Wan2.1's."""
+
+    dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    # fmt: off
+    latents_mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )
+    latents_std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.916,
+    )
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        if len(self.temporal_downsample) != len(self.dim_mult) - 1:
+            raise UserError(f"temporal_downsample needs one entry between stages: {len(self.dim_mult) - 1}")
+        if len(self.latents_mean) != self.z_dim or len(self.latents_std) != self.z_dim:
+            raise UserError(f"latents_mean and latents_std need one number per latent channel: z_dim is {self.z_dim}")
+
+    @property
+    def space_factor(self) -> int:
+        """Pixels per latent position along a side."""
+        return 2 ** (len(self.dim_mult) - 1)
+
+    @property
+    def time_factor(self) -> int:
+        """Video frames per latent frame, after the first."""
+        return 2 ** sum(self.temporal_downsample)
+
+
+class CausalConv3d(nn.Conv3d):
+    """A 3x3x3 convolution whose output at a frame sees that frame and the two before it (zeros before the clip)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3)) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=(0, kernel_size[1] // 2, kernel_size[2] // 2))
+
+    def forward(self, x_BCTHW: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        seen = self.kernel_size[0] - 1
+        if past is None:
+            x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, seen, 0))
+        else:
+            x_BCTHW = torch.cat((past, x_BCTHW), dim=2)
+        # A copy: a view would keep the whole chunk alive.
+        return super().forward(x_BCTHW), x_BCTHW[:, :, -seen:].clone()
+
+
+class ChannelNorm(nn.Module):
+    """x / ||x|| * sqrt(C) * gamma with the norm over channels (axis 1); computed in float32, returned in x's dtype."""
+
+    def __init__(self, channels: int, spatial_dims: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        scale = self.gamma.float() * len(self.gamma) ** 0.5
+        # The floor is that of F.normalize: an all-zero position stays zero.
+        norm = torch.linalg.vector_norm(x32, dim=1, keepdim=True).clamp_min(1e-12)
+        return (x32 / norm * scale).to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1x1 convolution on x where the number of channels changes."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        # The numbers are the places in Wan's sequence norm, silu, conv, norm, silu, dropout, conv.
+        self.residual = nn.ModuleDict(
+            {
+                "0": ChannelNorm(in_dim, 3),
+                "2": CausalConv3d(in_dim, out_dim),
+                "3": ChannelNorm(out_dim, 3),
+                "6": CausalConv3d(out_dim, out_dim),
+            }
+        )
+        self.shortcut = nn.Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+        past_1, past_2 = past or (None, None)
+        h, past_1 = self.residual["2"](F.silu(self.residual["0"](x_BCTHW)), past_1)
+        h, past_2 = self.residual["6"](F.silu(self.residual["3"](h)), past_2)
+        return self.shortcut(x_BCTHW) + h, (past_1, past_2)
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention among the positions of each frame; it does not look across frames."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+        x_NCHW = _fold_frames(x_BCTHW)
+        qkv_N1LC = self.to_qkv(self.norm(x_NCHW)).flatten(2).transpose(1, 2).unsqueeze(1)
+        out_N1LC = F.scaled_dot_product_attention(*qkv_N1LC.chunk(3, dim=-1))
+        out_NCHW = out_N1LC.squeeze(1).transpose(1, 2).unflatten(2, x_NCHW.shape[2:])
+        return x_BCTHW + _unfold_frames(self.proj(out_NCHW), len(x_BCTHW)), None
+
+
+class Downsample(nn.Module):
+    """Half the height and width; with `temporal`, also half the frames but the clip's first, which passes unchanged."""
+
+    def __init__(self, dim: int, temporal: bool) -> None:
+        super().__init__()
+        # "1": place in Wan's sequence pad, conv. The odd row and column of padding are at the bottom and right.
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
+        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+
+    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+        x_NCHW = self.resample["1"](F.pad(_fold_frames(x_BCTHW), (0, 1, 0, 1)))
+        x_BCTHW = _unfold_frames(x_NCHW, len(x_BCTHW))
+        if self.time_conv is None:
+            return x_BCTHW, None
+        last = x_BCTHW[:, :, -1:].clone()
+        if past is not None:
+            return self.time_conv(torch.cat((past, x_BCTHW), dim=2)), last
+        if x_BCTHW.shape[2] == 1:
+            return x_BCTHW, last
+        return torch.cat((x_BCTHW[:, :, :1], self.time_conv(x_BCTHW)), dim=2), last
+
+
+class Upsample(nn.Module):
+    """Twice the height and width, half the channels; with `temporal`, also two frames for each but the clip's first.
+
+    The temporal convolution starts at the clip's second frame, with zeros before it: it never sees the first frame.
+    """
+
+    def __init__(self, dim: int, temporal: bool) -> None:
+        super().__init__()
+        # "1": place in Wan's sequence upsample, conv.
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
+        self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
+
+    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+        if self.time_conv is not None:
+            x_BCTHW, past = self._double_frames(self.time_conv, x_BCTHW, past)
+        x_NCHW = F.interpolate(_fold_frames(x_BCTHW), scale_factor=2.0, mode="nearest-exact")
+        return _unfold_frames(self.resample["1"](x_NCHW), len(x_BCTHW)), past
+
+    @staticmethod
+    def _double_frames(time_conv: CausalConv3d, x_BCTHW: Tensor, past: Past) -> tuple[Tensor, Tensor]:
+        first, rest = x_BCTHW[:, :, :0], x_BCTHW
+        if past is None:
+            first, rest = x_BCTHW[:, :, :1], x_BCTHW[:, :, 1:]
+            past = torch.zeros_like(first.expand(-1, -1, 2, -1, -1))
+        if rest.shape[2] == 0:
+            return first, past
+        pairs_BCTHW, past = time_conv(rest, past)
+        # The first half of the channels is the earlier frame of each pair.
+        doubled = torch.stack(pairs_BCTHW.chunk(2, dim=1), dim=3).flatten(2, 3)
+        return torch.cat((first, doubled), dim=2), past
+
+
+class Encoder(nn.Module):
+    """Video [B, 3, F, H, W] to features [B, 2 * z_dim, T, H/8, W/8]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        dims = [config.dim * multiple for multiple in (1, *config.dim_mult)]
+        self.conv1 = CausalConv3d(3, dims[0])
+        layers: list[nn.Module] = []
+        for stage, (in_dim, out_dim) in enumerate(pairwise(dims)):
+            widths = [in_dim] + [out_dim] * config.num_res_blocks
+            layers += [ResidualBlock(a, b) for a, b in pairwise(widths)]
+            if stage < len(config.temporal_downsample):
+                layers.append(Downsample(out_dim, config.temporal_downsample[stage]))
+        self.downsamples = nn.ModuleList(layers)
+        self.middle = _middle(dims[-1])
+        self.head = nn.ModuleDict({"0": ChannelNorm(dims[-1], 3), "2": CausalConv3d(dims[-1], 2 * config.z_dim)})
+
+    def forward(self, x_BCFHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+        past_in, past_layers, past_out = past or (None, None, None)
+        x, past_in = self.conv1(x_BCFHW, past_in)
+        x, past_layers = _through((*self.downsamples, *self.middle), x, past_layers)
+        x, past_out = self.head["2"](F.silu(self.head["0"](x)), past_out)
+        return x, (past_in, past_layers, past_out)
+
+
+class Decoder(nn.Module):
+    """Features [B, z_dim, T, H/8, W/8] to video [B, 3, F, H, W]."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        dims = [config.dim * multiple for multiple in (config.dim_mult[-1], *reversed(config.dim_mult))]
+        self.conv1 = CausalConv3d(config.z_dim, dims[0])
+        self.middle = _middle(dims[0])
+        temporal_upsample = config.temporal_downsample[::-1]
+        layers: list[nn.Module] = []
+        for stage, (in_dim, out_dim) in enumerate(pairwise(dims)):
+            # Upsample halves the channels.
+            widths = [in_dim // 2 if stage else in_dim] + [out_dim] * (config.num_res_blocks + 1)
+            layers += [ResidualBlock(a, b) for a, b in pairwise(widths)]
+            if stage < len(temporal_upsample):
+                layers.append(Upsample(out_dim, temporal_upsample[stage]))
+        self.upsamples = nn.ModuleList(layers)
+        self.head = nn.ModuleDict({"0": ChannelNorm(dims[-1], 3), "2": CausalConv3d(dims[-1], 3)})
+
+    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+        past_in, past_layers, past_out = past or (None, None, None)
+        x, past_in = self.conv1(x_BCTHW, past_in)
+        x, past_layers = _through((*self.middle, *self.upsamples), x, past_layers)
+        x, past_out = self.head["2"](F.silu(self.head["0"](x)), past_out)
+        return x, (past_in, past_layers, past_out)
+
+
+class WanVAE(nn.Module):
+    """The Wan2.1 VAE: video [B, 3, F, H, W] in [-1, 1], F = 4k + 1, to and from a latent [B, z_dim, T = k + 1, H/8, W/8].
+
+    `encode`, `decode` and `decode_chunks` work on normalised latents, (z - mean) / std, a chunk at a time, and record no
+    gradients. `encode_moments` and `decode_whole` run a clip in one call, on z itself, and are differentiable.
+    """
+
+    def __init__(
+        self,
+        config: VAEConfig = VAEConfig(),
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device(device or torch.get_default_device()):
+            self.encoder = Encoder(config)
+            self.conv1 = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
+            self.conv2 = nn.Conv3d(config.z_dim, config.z_dim, 1)
+            self.decoder = Decoder(config)
+        self.to(dtype=dtype)
+
+    @torch.no_grad()
+    def encode(self, video_BCFHW: Tensor) -> Tensor:
+        """The latent's normalised mean, float32 [B, z_dim, T, H/8, W/8]. Raises UserError for a size that does not fit."""
+        self._check_video(video_BCFHW)
+        past: Past = None
+        means = []
+        for chunk in _chunks(video_BCFHW, 1, self.config.time_factor):
+            features, past = self.encoder(self._prepare(chunk), past)
+            means.append(self.conv1(features).chunk(2, dim=1)[0])
+        mean, std = self._latent_scale(video_BCFHW.device)
+        return (torch.cat(means, dim=2).float() - mean) / std
+
+    def encode_moments(self, video_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of z, each [B, z_dim, T, H/8, W/8], not normalised. Raises UserError as `encode`."""
+        self._check_video(video_BCFHW)
+        features, _ = self.encoder(self._prepare(video_BCFHW))
+        mean, logvar = self.conv1(features).chunk(2, dim=1)
+        return mean, logvar
+
+    @torch.no_grad()
+    def decode_chunks(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
+        """Video [B, 3, 1, H, W], then [B, 3, 4, H, W] for each further latent frame; not clamped."""
+        mean, std = self._latent_scale(latent_BCTHW.device)
+        past: Past = None
+        for chunk in _chunks(latent_BCTHW, 1, 1):
+            z = self._prepare(chunk.float() * std + mean)
+            video, past = self.decoder(self.conv2(z), past)
+            yield video
+
+    def decode(self, latent_BCTHW: Tensor) -> Tensor:
+        """Video [B, 3, 4 * (T - 1) + 1, H, W] of a normalised latent; not clamped."""
+        return torch.cat(list(self.decode_chunks(latent_BCTHW)), dim=2)
+
+    def decode_whole(self, z_BCTHW: Tensor) -> Tensor:
+        """Video [B, 3, 4 * (T - 1) + 1, H, W] of z, not normalised, in one call."""
+        video, _ = self.decoder(self.conv2(self._prepare(z_BCTHW)))
+        return video
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        return x.to(dtype=self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last_3d)
+
+    def _latent_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Not buffers: those of a model built on the meta device would have no values.
+        shape = (1, self.config.z_dim, 1, 1, 1)
+        mean = torch.tensor(self.config.latents_mean, device=device).view(shape)
+        return mean, torch.tensor(self.config.latents_std, device=device).view(shape)
+
+    def _check_video(self, video_BCFHW: Tensor) -> None:
+        if video_BCFHW.ndim != 5 or video_BCFHW.shape[1] != 3:
+            raise UserError(f"a video is [batch, 3, frames, height, width], not {list(video_BCFHW.shape)}")
+        frames, height, width = video_BCFHW.shape[2:]
+        step, side = self.config.time_factor, self.config.space_factor
+        if frames < 1 or frames % step != 1 % step:
+            nearest = max(round((frames - 1) / step), 0) * step + 1
+            raise UserError(f"{frames} frames cannot be encoded: the number is {step}k + 1, the nearest is {nearest}")
+        if height % side or width % side or not height or not width:
+            near_width, near_height = (max(round(n / side), 1) * side for n in (width, height))
+            nearest_size = f"{near_width}x{near_height}"
+            raise UserError(f"{width}x{height} cannot be encoded: sides are multiples of {side}, as in {nearest_size}")
+
+
+def _middle(dim: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
+
+
+def _through(layers: Sequence[nn.Module], x: Tensor, pasts: Iterable[Past] | None) -> tuple[Tensor, list[Past]]:
+    """x through every layer in turn, each with its own past."""
+    kept = []
+    for layer, past in zip(layers, pasts or [None] * len(layers), strict=True):
+        x, past = layer(x, past)
+        kept.append(past)
+    return x, kept
+
+
+def _chunks(x_BCTHW: Tensor, first: int, then: int) -> Iterator[Tensor]:
+    yield x_BCTHW[:, :, :first]
+    yield from x_BCTHW[:, :, first:].split(then, dim=2) if x_BCTHW.shape[2] > first else ()
+
+
+def _fold_frames(x_BCTHW: Tensor) -> Tensor:
+    return x_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def _unfold_frames(x_NCHW: Tensor, batch: int) -> Tensor:
+    return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
