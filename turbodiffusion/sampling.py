@@ -110,7 +110,7 @@ def sample_flow(
     on_step: OnStep | None = None,
     start: State | None = None,
 ) -> Tensor:
-    """The teacher's loop over the flow ODE; float64 latent of `shape`. `solver`: "unipc" or "euler"; `start` resumes."""
+    """The teacher's loop over the flow ODE; float64 latent of `shape`. solver: "unipc" or "euler"; `start` resumes."""
     if solver not in ("unipc", "euler"):
         raise ValueError(f'solver {solver!r}: "unipc" or "euler"')
     state = start or State(0, noise(shape, seed, 0, device).double())
