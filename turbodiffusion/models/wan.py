@@ -1,0 +1,343 @@
+"""The Wan video diffusion transformer (arXiv 2503.20314, section 4.2): Wan 2.1 and 2.2, T2V and I2V.
+
+One network for all of them; fields of `WanConfig` tell them apart. State dict keys are the original release's.
+
+Shapes: B batch, C channels, T latent frames, H and W latent height and width (after q_, k_, v_: H heads, D head dim),
+L tokens of the video, S tokens of the text, N tokens of the image, M model dim, E width of the text or image states.
+
+Precision: `dtype` is that of the blocks' linears, the embeddings and the stream between blocks. The time path, the
+modulations, the norms, the gated sums and the head stay float32, as in the original.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.nn.attention import ATTENTION_KINDS, Attention
+from turbodiffusion.nn.autocast import no_autocast
+from turbodiffusion.nn.linear import LINEAR_KINDS, linear
+from turbodiffusion.nn.norm import LayerNorm, RMSNorm
+from turbodiffusion.ops.attention.dense import dense_attention
+from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
+from turbodiffusion.ops.norm.rope import apply_rope, rope_angles
+
+PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
+IMAGE_NORM_EPS = 1e-5  # of img_emb alone; the other norms use WanConfig.eps
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """What tells one Wan network from another. Raises ValueError for a value that no network can have."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    in_dim: int = 16  # 36 for image to video: noisy latent 16, mask 4, condition 16
+    out_dim: int = 16
+    freq_dim: int = 256
+    text_dim: int = 4096
+    text_len: int = 512
+    eps: float = 1e-6
+    image_dim: int | None = None  # 1280: Wan2.1 I2V's CLIP tokens
+    round_time_to_bf16: bool = False  # TurboWan checkpoints saw t * 1000 rounded to bfloat16 in training
+    attention_type: str = "original"
+    sla_topk: float = 0.1
+    sla_block_q: int = 128
+    sla_block_k: int = 64
+    quant_linear: str = "off"
+
+    def __post_init__(self) -> None:
+        sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim", "text_len")
+        for name in (*sizes, "sla_block_q", "sla_block_k", *(("image_dim",) if self.image_dim is not None else ())):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"WanConfig.{name} must be a positive integer, got {value!r}")
+        if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:
+            raise ValueError(
+                f"WanConfig.dim must be num_heads times an even head dim of at least 6 (rotary pairs over three axes), "
+                f"got dim {self.dim} and num_heads {self.num_heads}"
+            )
+        if self.freq_dim % 2:
+            raise ValueError(f"WanConfig.freq_dim must be even (cosines and sines), got {self.freq_dim}")
+        if not self.eps > 0:
+            raise ValueError(f"WanConfig.eps must be positive, got {self.eps!r}")
+        if not 0 < self.sla_topk <= 1:
+            raise ValueError(f"WanConfig.sla_topk must be over 0 and at most 1, got {self.sla_topk!r}")
+        for name, kinds in (("attention_type", ATTENTION_KINDS), ("quant_linear", LINEAR_KINDS)):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"WanConfig.{name} must be one of {', '.join(kinds)}, got {getattr(self, name)!r}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class CrossKeyValue:
+    """Keys and values of one block's cross attention; the image's only where WanConfig.image_dim is set."""
+
+    k: Tensor  # [B, S, H, D]
+    v: Tensor
+    k_image: Tensor | None = None  # [B, N, H, D]
+    v_image: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the network reads of a prompt (and image), one entry a block: the same at every step of a video."""
+
+    blocks: tuple[CrossKeyValue, ...]
+
+
+class SelfAttention(nn.Module):
+    """Attention among the video's tokens, positions by RoPE."""
+
+    def __init__(self, config: WanConfig, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        dim, kind = config.dim, config.quant_linear
+        self.num_heads = config.num_heads
+        self.q = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.k = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.v = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.o = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.norm_q = RMSNorm(dim, config.eps, device=device)
+        self.norm_k = RMSNorm(dim, config.eps, device=device)
+        self.attention = Attention(config.attention_type, config.num_heads, config.head_dim)
+
+    def forward(self, x_BLM: Tensor, angles: Tensor) -> Tensor:
+        q_BLHD = apply_rope(self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1)), angles)
+        k_BLHD = apply_rope(self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1)), angles)
+        v_BLHD = self.v(x_BLM).unflatten(-1, (self.num_heads, -1))
+        return self.o(self.attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2))
+
+
+class CrossAttention(nn.Module):
+    """Attention from the video's tokens to the text's, and to the image's in Wan2.1 I2V; always dense."""
+
+    def __init__(self, config: WanConfig, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        dim, kind = config.dim, config.quant_linear
+        self.num_heads = config.num_heads
+        self.q = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.k = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.v = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.o = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+        self.norm_q = RMSNorm(dim, config.eps, device=device)
+        self.norm_k = RMSNorm(dim, config.eps, device=device)
+        if config.image_dim is not None:
+            self.k_img = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+            self.v_img = linear(dim, dim, kind=kind, device=device, dtype=dtype)
+            self.norm_k_img = RMSNorm(dim, config.eps, device=device)
+
+    def key_value(self, text_BSM: Tensor, image_BNM: Tensor | None) -> CrossKeyValue:
+        k_BSHD = self.norm_k(self.k(text_BSM)).unflatten(-1, (self.num_heads, -1))
+        v_BSHD = self.v(text_BSM).unflatten(-1, (self.num_heads, -1))
+        if image_BNM is None:
+            return CrossKeyValue(k_BSHD, v_BSHD)
+        k_image_BNHD = self.norm_k_img(self.k_img(image_BNM)).unflatten(-1, (self.num_heads, -1))
+        v_image_BNHD = self.v_img(image_BNM).unflatten(-1, (self.num_heads, -1))
+        return CrossKeyValue(k_BSHD, v_BSHD, k_image_BNHD, v_image_BNHD)
+
+    def forward(self, x_BLM: Tensor, kv: CrossKeyValue) -> Tensor:
+        q_BLHD = self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1))
+        out_BLHD = dense_attention(q_BLHD, kv.k, kv.v)
+        if kv.k_image is not None and kv.v_image is not None:
+            out_BLHD = out_BLHD + dense_attention(q_BLHD, kv.k_image, kv.v_image)
+        return self.o(out_BLHD.flatten(-2))
+
+
+class Block(nn.Module):
+    """Self-attention and ffn, modulated and gated by the time; cross attention to the prompt between them."""
+
+    def __init__(self, config: WanConfig, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.self_attn = SelfAttention(config, device=device, dtype=dtype)
+        self.norm3 = LayerNorm(config.dim, config.eps, device=device)
+        self.cross_attn = CrossAttention(config, device=device, dtype=dtype)
+        self.ffn = nn.Sequential(
+            linear(config.dim, config.ffn_dim, kind=config.quant_linear, device=device, dtype=dtype),
+            nn.GELU(approximate="tanh"),
+            linear(config.ffn_dim, config.dim, kind=config.quant_linear, device=device, dtype=dtype),
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, device=device, dtype=torch.float32))
+
+    def forward(self, x_BLM: Tensor, time_B6M: Tensor, angles: Tensor, kv: CrossKeyValue) -> Tensor:
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time_B6M).unbind(1)
+        y_BLM = self.self_attn(modulated_layer_norm(x_BLM, shift, scale, self.eps), angles)
+        x_BLM = _add_gated(x_BLM, y_BLM, gate)
+        x_BLM = x_BLM + self.cross_attn(self.norm3(x_BLM), kv)
+        y_BLM = self.ffn(modulated_layer_norm(x_BLM, ffn_shift, ffn_scale, self.eps))
+        return _add_gated(x_BLM, y_BLM, ffn_gate)
+
+
+class Head(nn.Module):
+    """Tokens to patches of velocity, float32."""
+
+    def __init__(self, config: WanConfig, *, device: torch.device | str | None) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.head = nn.Linear(config.dim, config.out_dim * PATCH * PATCH, device=device, dtype=torch.float32)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, device=device, dtype=torch.float32))
+
+    def forward(self, x_BLM: Tensor, time_BM: Tensor) -> Tensor:
+        shift, scale = (self.modulation + time_BM[:, None]).unbind(1)
+        return self.head(modulated_layer_norm(x_BLM.float(), shift, scale, self.eps))
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP tokens [B, N, image_dim] to model width (Wan2.1 I2V)."""
+
+    def __init__(self, image_dim: int, dim: int, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            LayerNorm(image_dim, IMAGE_NORM_EPS, device=device),
+            nn.Linear(image_dim, image_dim, device=device, dtype=dtype),
+            nn.GELU(),
+            nn.Linear(image_dim, dim, device=device, dtype=dtype),
+            LayerNorm(dim, IMAGE_NORM_EPS, device=device),
+        )
+
+    def forward(self, image_BNE: Tensor) -> Tensor:
+        return self.proj(image_BNE)
+
+
+class WanTransformer(nn.Module):
+    """Velocity of a noisy latent, given its time and what it shall show.
+
+    Built on any device but "meta" it is initialised for training (`reset_parameters`).
+    """
+
+    def __init__(
+        self, config: WanConfig, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.config, self.dtype = config, dtype
+        dim = config.dim
+        self.patch_embedding = nn.Linear(config.in_dim * PATCH * PATCH, dim, device=device, dtype=dtype)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim, device=device, dtype=dtype),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(dim, dim, device=device, dtype=dtype),
+        )
+        self.time_embedding = nn.Sequential(
+            nn.Linear(config.freq_dim, dim, device=device, dtype=torch.float32),
+            nn.SiLU(),
+            nn.Linear(dim, dim, device=device, dtype=torch.float32),
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim, device=device, dtype=torch.float32))
+        if config.image_dim is not None:
+            self.img_emb = ImageEmbedding(config.image_dim, dim, device=device, dtype=dtype)
+        self.blocks = nn.ModuleList(Block(config, device=device, dtype=dtype) for _ in range(config.num_layers))
+        self.head = Head(config, device=device)
+        if not self.patch_embedding.weight.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Initialise for training from scratch as the original does; a velocity of zero at first."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Block | Head):
+                nn.init.normal_(module.modulation, std=self.config.dim**-0.5)
+            elif isinstance(module, RMSNorm | LayerNorm):
+                module.reset_parameters()
+        for embedding in (*self.text_embedding, *self.time_embedding):
+            if isinstance(embedding, nn.Linear):
+                nn.init.normal_(embedding.weight, std=0.02)
+        nn.init.zeros_(self.head.head.weight)
+
+    def encode_context(self, text_BSE: Tensor, image_BNE: Tensor | None = None) -> Context:
+        """Project the prompt, and take the keys and values of every cross attention: once a video.
+
+        text_BSE: the text encoder's states [B, text_len, text_dim], zeros past each prompt's end (they are attended).
+        image_BNE: the image encoder's [B, N, image_dim], for a network with image_dim and only for one.
+        Raises ValueError where the states do not fit the network.
+        """
+        config = self.config
+        if text_BSE.ndim != 3 or tuple(text_BSE.shape[1:]) != (config.text_len, config.text_dim):
+            raise ValueError(f"text_BSE must be [B, {config.text_len}, {config.text_dim}], got {list(text_BSE.shape)}")
+        if (image_BNE is None) != (config.image_dim is None):
+            raise ValueError(
+                f"image_BNE {'is needed' if image_BNE is None else 'fits no network'} with image_dim {config.image_dim}"
+            )
+        text_BSM = self.text_embedding(text_BSE.to(self.dtype))
+        image_BNM = None if image_BNE is None else self.img_emb(image_BNE.to(self.dtype))
+        blocks = cast("Iterable[Block]", self.blocks)
+        return Context(tuple(block.cross_attn.key_value(text_BSM, image_BNM) for block in blocks))
+
+    def time_modulation(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The time as the head reads it, [B, M], and as the blocks do, [B, 6, M]; float32, of t_B alone."""
+        if self.config.round_time_to_bf16:
+            t_B = t_B.to(torch.bfloat16)
+        with no_autocast(t_B.device):
+            time_BM = self.time_embedding(sinusoid(t_B, self.config.freq_dim))
+            return time_BM, self.time_projection(time_BM).unflatten(-1, (6, -1))
+
+    def forward(self, x_BCTHW: Tensor, t_B: Tensor, context: Context) -> Tensor:
+        """Velocity [B, out_dim, T, H, W], float32.
+
+        x_BCTHW: latent with in_dim channels (image to video: noisy latent, mask and condition concatenated), H and W
+        even. t_B: flow time of each video times 1000, float32. context: from `encode_context`, for the same B.
+        Raises ValueError where x or t do not fit the network.
+        """
+        config = self.config
+        if (
+            x_BCTHW.ndim != 5
+            or x_BCTHW.shape[1] != config.in_dim
+            or x_BCTHW.shape[3] % PATCH
+            or x_BCTHW.shape[4] % PATCH
+        ):
+            raise ValueError(f"x_BCTHW must be [B, {config.in_dim}, T, even H, even W], got {list(x_BCTHW.shape)}")
+        if tuple(t_B.shape) != (x_BCTHW.shape[0],):
+            raise ValueError(f"t_B must be [{x_BCTHW.shape[0]}], one time a video, got {list(t_B.shape)}")
+        grid = (x_BCTHW.shape[2], x_BCTHW.shape[3] // PATCH, x_BCTHW.shape[4] // PATCH)
+
+        time_BM, time_B6M = self.time_modulation(t_B)
+        angles = cached_angles(grid, config.head_dim, x_BCTHW.device)
+        x_BLM = self.patch_embedding(patchify(x_BCTHW).to(self.dtype)).to(self.dtype)
+        for block, kv in zip(self.blocks, context.blocks, strict=True):
+            x_BLM = block(x_BLM, time_B6M, angles, kv)
+        with no_autocast(x_BLM.device):
+            patches_BLP = self.head(x_BLM, time_BM)
+        return unpatchify(patches_BLP, grid)
+
+
+def sinusoid(t_B: Tensor, freq_dim: int) -> Tensor:
+    """cat(cos, sin) of t * 10000^(-i / half) for i below half = freq_dim / 2: float32 [B, freq_dim], float64 inside."""
+    half = freq_dim // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=t_B.device) / half
+    angles = t_B.to(torch.float64)[:, None] * torch.exp(-math.log(10000.0) * exponents)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
+
+
+@torch.compiler.assume_constant_result
+@lru_cache(maxsize=4)
+def cached_angles(grid_THW: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
+    """RoPE's angles of a size of video, kept for the next step and for the next video of that size."""
+    with torch.inference_mode(False):  # training may use what generation computed first
+        return rope_angles(grid_THW, head_dim, device=device)
+
+
+def patchify(x_BCTHW: Tensor) -> Tensor:
+    """[B, C, T, H, W] to tokens in (t, h, w) order with features in (c, h, w) order: [B, L, C * 4]."""
+    x = x_BCTHW.unflatten(4, (-1, PATCH)).unflatten(3, (-1, PATCH))
+    return x.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+
+
+def unpatchify(patches_BLP: Tensor, grid_THW: tuple[int, int, int]) -> Tensor:
+    """Tokens in (t, h, w) order with features in (h, w, c) order to [B, C, T, H, W]."""
+    x = patches_BLP.unflatten(2, (PATCH, PATCH, -1)).unflatten(1, grid_THW)
+    return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+
+
+def _add_gated(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor) -> Tensor:
+    return (x_BLM.float() + y_BLM.float() * gate_BM[:, None]).to(x_BLM.dtype)
