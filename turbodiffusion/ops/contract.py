@@ -53,3 +53,10 @@ def check_dtype(op: str, expected: Sequence[torch.dtype] = FLOATS, **tensors: Te
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a reference computes in: float32, or float64 for float64 tensors (tests of gradients)."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def check_no_grad(op: str, **tensors: Tensor) -> None:
+    """Raise ValueError if a gradient is asked of an op that rounds to 8 bits and therefore has none."""
+    for name, tensor in tensors.items():
+        if torch.is_grad_enabled() and tensor.requires_grad:
+            raise ValueError(f"{op}: has no gradient, but {name} requires one; call it under torch.no_grad()")

@@ -1,0 +1,39 @@
+"""What the quantized linears share: checks on the way in, the product with row scales, the bias on the way out."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad
+
+# The floor of a largest magnitude, from the published format: a block or row of zeros gets a scale that is not zero.
+SMALLEST_AMAX = 1e-8
+
+
+def check_scale(op: str, scale: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless `scale` is float32 and has this shape."""
+    check_dtype(op, (torch.float32,), scale=scale)
+    if tuple(scale.shape) != tuple(shape):
+        raise ValueError(f"{op}: scale must be {list(shape)}, got {list(scale.shape)}")
+
+
+def as_rows(op: str, x: Tensor, weight_OK: Tensor, bias: Tensor | None, weight_dtype: torch.dtype) -> Tensor:
+    """Check the arguments of a quantized linear and return x [..., K] as [M, K]."""
+    x_MK = x.reshape(-1, x.shape[-1]) if x.ndim else x
+    check_layout(op, weight_OK=weight_OK, x_MK=x_MK, **({} if bias is None else {"bias_O": bias}))
+    check_dtype(op, (weight_dtype,), weight_OK=weight_OK)
+    check_dtype(op, FLOATS, x=x)
+    check_no_grad(op, x=x)
+    return x_MK
+
+
+def multiply_rows(x_MK: Tensor, x_scale_M: Tensor, weight_OK: Tensor, weight_scale_O: Tensor) -> Tensor:
+    """float32 [M, O]: the product of 8-bit values, summed in float32, then times the scales of row and column."""
+    return x_MK.float() @ weight_OK.float().T * x_scale_M[:, None] * weight_scale_O
+
+
+def with_bias(y_MO: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
+    """Add the bias in float32 and return the shape [..., O] and the dtype that x asks for."""
+    y_MO = y_MO if bias is None else y_MO + bias.float()
+    return y_MO.to(x.dtype).reshape(*x.shape[:-1], y_MO.shape[1])

@@ -1,0 +1,41 @@
+"""Linear layers with weights and activations in the 8-bit float e4m3 (arXiv 2209.05433), and their quantization.
+
+e4m3 has 4 exponent bits and 3 mantissa bits; its largest number is 448. One scale per token and one per output feature.
+"""
+
+import torch
+from torch import Tensor
+
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, choose
+from turbodiffusion.ops.linear.call import SMALLEST_AMAX, as_rows, check_scale, multiply_rows, with_bias
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+def quantize_fp8_row(x_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """float8_e4m3fn [N, K] and scale float32 [N]: one scale per row, amax / 448: its largest value becomes 448."""
+    check_layout("quantize_fp8_row", x_NK=x_NK)
+    check_dtype("quantize_fp8_row", FLOATS, x_NK=x_NK)
+    x = x_NK.float()
+    scale = x.abs().amax(dim=1).clamp_min(SMALLEST_AMAX) / FP8_MAX
+    # The division may round to just above 448, and what this dtype does past its largest number depends on the device.
+    return (x / scale[:, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+
+
+def fp8_row_linear(
+    x: Tensor, weight_OK: Tensor, scale: Tensor, bias: Tensor | None, *, impl: str = "reference"
+) -> Tensor:
+    """x [..., K] times the fp8 weight [O, K] with row scales [O], plus bias [O]: [..., O] in x's dtype.
+
+    Each token of x is quantized with its own scale. Has no gradient. Raises ValueError for shapes or dtypes that do not
+    agree and for an x that asks for a gradient.
+    """
+    x_MK = as_rows("fp8_row_linear", x, weight_OK, bias, FP8)
+    check_scale("fp8_row_linear", scale, weight_OK.shape[:1])
+    y_MO = choose("fp8_row_linear", impl, {"reference": _reference})(x_MK, weight_OK, scale)
+    return with_bias(y_MO, x, bias)
+
+
+def _reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor) -> Tensor:
+    return multiply_rows(*quantize_fp8_row(x_MK), weight_OK, scale_O)
