@@ -1,0 +1,114 @@
+"""Pictures in: any common image file as 8-bit sRGB, fitted to a video's size; sizes that follow a picture's shape."""
+
+import io
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from turbodiffusion.errors import UserError
+
+MAX_PIXELS = 89_000_000  # a little under where Pillow begins to warn of decompression bombs; 11000 x 8000, say
+_KINDS = "PNG, JPEG, WebP, BMP, TIFF, GIF"
+
+
+def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Read a picture as uint8 [H, W, 3] sRGB, upright as its EXIF says.
+
+    Transparency is laid on white. 16-bit values are scaled by 65535; floats in [0, 1] by 255, floats up to 255 taken
+    as they are. An embedded colour profile (wide-gamut phones, CMYK scans) is converted to sRGB.
+    UserError for a missing, broken, truncated, animated, several-page or more than 89-megapixel file.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no image {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name one image in it") from None
+    except OSError as error:
+        raise UserError(f"the image {path} cannot be read: {error.strerror}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data))
+        count = getattr(picture, "n_frames", 1)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(f"the image {path} has more than {MAX_PIXELS // 1_000_000} megapixels; scale it down") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is not an image that can be read here; save it as one of {_KINDS}") from None
+    except Exception as error:  # decoders raise whatever a broken header makes them stumble over
+        raise UserError(f"the image {path} is broken ({error}); save it again as PNG or JPEG") from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(f"the image {path} has more than {MAX_PIXELS // 1_000_000} megapixels; scale it down")
+    # MPO is how phones keep a second view or a preview inside an ordinary JPEG: its first picture is the photo
+    if count > 1 and picture.format != "MPO":
+        raise UserError(f"{path} holds {count} pictures (an animation or pages); give a file with one")
+    try:
+        return np.array(_to_srgb(ImageOps.exif_transpose(picture)))
+    except Exception as error:
+        raise UserError(f"the image {path} is broken or cut short ({error}); save it again as PNG or JPEG") from error
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """An RGB picture of 8 bits from any of Pillow's modes."""
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bits(np.asarray(picture))).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        rgba = picture.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        colour = _through_profile(rgba.convert("RGB"), picture.info.get("icc_profile"))
+        return Image.composite(colour, Image.new("RGB", picture.size, "white"), alpha)
+    if picture.mode == "P":
+        picture = picture.convert("RGB")
+    return _through_profile(picture, picture.info.get("icc_profile")).convert("RGB")
+
+
+def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey integers (range 65535) or floats (range 1, or 255 where they pass 1) as 8 bits."""
+    if not np.isfinite(values).all():
+        raise ValueError("it has values that are not finite")
+    top = float(values.max())
+    if values.dtype.kind == "f":
+        scale = 255.0 if top <= 1 else 255.0 / max(top, 255.0)
+    else:
+        scale = 255.0 / max(top, 65535.0)
+    return np.clip(np.rint(values.astype(np.float64) * scale), 0, 255).astype(np.uint8)
+
+
+def _through_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours as an embedded profile means them, in sRGB; a profile that is broken or of another mode counts as none.
+
+    Viewers do the same with such a profile, so the video shows what its maker saw.
+    """
+    if not profile or picture.mode not in ("RGB", "CMYK", "L"):
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        result = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return picture
+    assert result is not None  # only an in-place conversion returns nothing
+    return result
+
+
+def fit(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Scale uint8 [H, W, 3] to cover width x height (Lanczos) and cut what hangs over at the centre."""
+    picture = ImageOps.fit(Image.fromarray(image), (width, height), method=Image.Resampling.LANCZOS)
+    return np.array(picture)
+
+
+def adaptive_size(image_w: int, image_h: int, area: int) -> tuple[int, int]:
+    """The (width, height), multiples of 16, nearest to a picture's shape among those within `area` pixels."""
+    ideal_w, ideal_h = (area * image_w / image_h) ** 0.5, (area * image_h / image_w) ** 0.5
+    sizes = []
+    for w in (int(ideal_w / 16) * 16, int(ideal_w / 16) * 16 + 16):
+        w = min(max(w, 16), area // 256 * 16)  # 16 x 16 at least, a strip 16 high at most
+        for h in (int(ideal_h / 16) * 16, int(ideal_h / 16) * 16 + 16):
+            sizes.append((w, min(max(h, 16), area // w // 16 * 16)))
+    # the logarithm of the ratio of shapes treats too wide and too tall alike
+    return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1] * image_h / image_w)), -size[0] * size[1]))
