@@ -1,7 +1,8 @@
 """The training loop that every recipe shares: mixed precision, power EMA, exact resume, logs, sheets, time left.
 
-A recipe brings its modules and a function `loss(step)`; all randomness in it must come from `step_generator(seed, step, rank)`,
-so that a run stopped and resumed is the run that was not stopped. Under torchrun the gradients are averaged over the ranks.
+A recipe brings its modules and a function `loss(step)`; all randomness in it must come from
+`step_generator(seed, step, rank)`, so that a run stopped and resumed is the run that was not stopped.
+Under torchrun the gradients are averaged over the ranks.
 EMA by a power function: Karras et al., arXiv 2312.02696, as rCM uses it (arXiv 2510.08431).
 """
 
@@ -9,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,15 @@ Sheet = Callable[[nn.Module, int], None]
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run does: optimizer steps in all, peak learning rate, and how long this leg may take (minutes, None: to the end)."""
+    """What a run does: optimizer steps in all, peak learning rate, how long this leg may take (None: to the end).
 
-    steps: int
+    Without `steps` the whole run must fit into `minutes`: the first steps are timed and their rate sets the number.
+    """
+
     lr: float
+    steps: int | None = None
     warmup: int = 200
-    decay: int = 0  # the last `decay` steps bring the learning rate linearly to zero
+    decay: float = 0.3  # the last share of the steps, which brings the learning rate linearly to zero
     minutes: float | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
@@ -43,12 +47,12 @@ class Schedule:
     def lr_at(self, step: int) -> float:
         """Learning rate of the optimizer step that follows `step` finished ones."""
         up = min(1.0, (step + 1) / max(1, self.warmup))
-        down = min(1.0, (self.steps - step) / self.decay) if self.decay else 1.0
-        return self.lr * max(0.0, min(up, down))
+        down = (self.steps - step) / (self.decay * self.steps) if self.steps and self.decay else 1.0
+        return self.lr * max(0.0, min(1.0, up, down))
 
 
 def ema_gamma(width: float) -> float:
-    """Exponent of the power function whose relative width is `width`: largest real root of [1, 7, 16 - s^-2, 12 - s^-2]."""
+    """Exponent of the power function of relative width s: largest real root of [1, 7, 16 - s^-2, 12 - s^-2]."""
     roots = np.roots([1.0, 7.0, 16.0 - width**-2, 12.0 - width**-2])
     return float(max(r.real for r in roots if abs(r.imag) < 1e-9))
 
@@ -56,6 +60,11 @@ def ema_gamma(width: float) -> float:
 def step_generator(seed: int, step: int, rank: int = 0) -> np.random.Generator:
     """The only source of randomness of a training step."""
     return np.random.default_rng((seed, step, rank))
+
+
+def torch_generator(rng: np.random.Generator, device: torch.device) -> torch.Generator:
+    """A generator on `device`, seeded by the next number of `rng`."""
+    return torch.Generator(device).manual_seed(int(rng.integers(0, 2**62)))
 
 
 def world() -> tuple[int, int]:
@@ -99,7 +108,7 @@ class Trainer:
 
     def ema_state(self) -> dict[str, Tensor]:
         """EMA weights under the modules' names, buffers as they are."""
-        state = {name: buffer for name, buffer in self.modules.named_buffers()}
+        state = dict(self.modules.named_buffers())
         return state | dict(zip(self.names, self.ema, strict=True))
 
     def save(self) -> None:
@@ -107,6 +116,7 @@ class Trainer:
         if self.rank == 0:
             state = {
                 "step": self.step,
+                "steps": self.schedule.steps,
                 "modules": self.modules.state_dict(),
                 "ema": self.ema,
                 "optimizer": self.optimizer.state_dict(),
@@ -128,6 +138,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         torch._foreach_copy_(self.ema, state["ema"])
         self.step = state["step"]
+        self.schedule = replace(self.schedule, steps=self.schedule.steps or state["steps"])
         return True
 
     def warm_start(self, state: dict[str, Tensor]) -> None:
@@ -137,23 +148,21 @@ class Trainer:
 
     def fit(self, loss: Loss, sheet: Sheet | None = None) -> bool:
         """Train to the end of the schedule or of this leg's minutes; True when the schedule is finished."""
-        began = saved = time.monotonic()
-        first, log = self.step, Log(self.run, self.rank)
-        while self.step < self.schedule.steps:
+        if self.schedule.steps is None and self.schedule.minutes is None:
+            raise ValueError("a schedule needs steps, minutes, or both")
+        log, clock = Log(self.run, self.rank), Clock(self)
+        while self.schedule.steps is None or self.step < self.schedule.steps:
             values = self._optimize(loss)
-            now = time.monotonic()
             if self.step % self.schedule.log_every == 0 or self.step == self.schedule.steps:
-                rate = (self.step - first) / (now - began)
-                log.write(self.step, self.schedule, values, rate, self._leg_left(began, now, rate))
+                log.write(self.step, self.schedule, values, clock)
+                if clock.over():
+                    break
             if sheet and self.step % self.schedule.sheet_every == 0:
                 sheet(self.modules, self.step)
-            if now - saved > 60 * self.schedule.save_minutes:
+            if clock.save_due():
                 self.save()
-                saved = time.monotonic()
-            if self._out_of_time(began, now):
-                break
         self.save()
-        return self.step >= self.schedule.steps
+        return self.step == self.schedule.steps
 
     def _optimize(self, loss: Loss) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
@@ -183,18 +192,54 @@ class Trainer:
         pieces = flat.split([g.numel() for g in grads])
         torch._foreach_copy_(grads, [p.view_as(g) for p, g in zip(pieces, grads, strict=True)])
 
-    def _leg_left(self, began: float, now: float, rate: float) -> float:
-        left = (self.schedule.steps - self.step) / rate
-        return min(left, 60 * self.schedule.minutes - (now - began)) if self.schedule.minutes else left
 
-    def _out_of_time(self, began: float, now: float) -> bool:
-        """Every rank stops at the same step: rank 0's clock decides."""
-        if self.schedule.minutes is None:
+class Clock:
+    """Times a leg: its rate, what is left of it, and when its minutes are over."""
+
+    TIMED_FROM, TIMED_TO = 20, 60  # steps of a leg whose rate sets `steps`: after compilation, before much is spent
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.began = self.saved = self.mark = time.monotonic()
+        self.first = self.marked = trainer.step
+
+    def over(self) -> bool:
+        """Called where the GPU was just waited for. Every rank stops at the same step: rank 0's clock decides."""
+        trainer, schedule, now = self.trainer, self.trainer.schedule, time.monotonic()
+        done = trainer.step - self.first
+        if schedule.minutes is None:
             return False
-        over = torch.tensor(float(now - began > 60 * self.schedule.minutes), device=self.params[0].device)
-        if self.ranks > 1:
-            dist.broadcast(over, 0)
-        return bool(over)
+        if done <= self.TIMED_FROM:
+            self.mark, self.marked = now, trainer.step
+        verdict = [float(now - self.began > 60 * schedule.minutes), 0.0]
+        if schedule.steps is None and done >= self.TIMED_TO:
+            verdict[1] = trainer.step + (60 * schedule.minutes - (now - self.began)) * self.rate()
+        told = torch.tensor(verdict, dtype=torch.float64, device=trainer.params[0].device)
+        if trainer.ranks > 1:
+            dist.broadcast(told, 0)
+        if told[1] > 0:
+            trainer.schedule = replace(schedule, steps=int(told[1]))
+        return bool(told[0])
+
+    def rate(self) -> float:
+        """Steps a second since the leg was warm."""
+        return (self.trainer.step - self.marked) / max(1e-9, time.monotonic() - self.mark)
+
+    def left(self) -> float | None:
+        """Seconds to the end of the schedule or of the leg, whichever comes first; None while unknown."""
+        schedule, bounds = self.trainer.schedule, []
+        if schedule.steps is not None and self.rate() > 0:
+            bounds.append((schedule.steps - self.trainer.step) / self.rate())
+        if schedule.minutes is not None:
+            bounds.append(60 * schedule.minutes - (time.monotonic() - self.began))
+        return min(bounds) if bounds else None
+
+    def save_due(self) -> bool:
+        """True every `save_minutes`."""
+        due = time.monotonic() - self.saved > 60 * self.trainer.schedule.save_minutes
+        if due:
+            self.saved = time.monotonic()
+        return due
 
 
 class Log:
@@ -205,19 +250,21 @@ class Log:
         self.path = run / "log.jsonl"
         self.board = None if self.silent else _tensorboard(run)
 
-    def write(self, step: int, schedule: Schedule, values: dict[str, Tensor], rate: float, left: float) -> None:
+    def write(self, step: int, schedule: Schedule, values: dict[str, Tensor], clock: Clock) -> None:
         """Read the tensors (the only synchronisation with the GPU) and write one record."""
         if self.silent:
             return
         numbers = {name: round(float(value), 6) for name, value in values.items()}
-        record = {"step": step, **numbers, "lr": schedule.lr_at(step), "steps_per_s": round(rate, 3)}
+        record = {"step": step, **numbers, "lr": schedule.lr_at(step), "steps_per_s": round(clock.rate(), 3)}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self.board:
             for name, value in numbers.items():
                 self.board.add_scalar(name, value, step)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        print(f"step {step}/{schedule.steps}  {shown}  {rate:.2f} steps/s  {left / 60:.1f} min left", flush=True)
+        left = clock.left()
+        ends = "" if left is None else f"  {left / 60:.1f} min left"
+        print(f"step {step}/{schedule.steps or '?'}  {shown}  {clock.rate():.2f} steps/s{ends}", flush=True)
 
 
 def _tensorboard(run: Path):  # type: ignore[no-untyped-def]

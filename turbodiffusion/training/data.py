@@ -1,0 +1,117 @@
+"""Training data from the demo world: clips for the VAE, a rolling bank of latents and captions for the transformer.
+
+Nothing is stored on disk. Clip number k is the same clip on every machine: its factors come from (seed, k), the
+renderer is deterministic. At step s the bank holds the clips [s * fresh, s * fresh + size), so a resumed run sees what
+it would have seen.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turbodiffusion.demo.captions import caption
+from turbodiffusion.demo.renderer import Factors, World
+from turbodiffusion.models.text import Tokenizer
+from turbodiffusion.models.vae import WanVAE
+
+
+def clip_factors(world: World, seed: int, clip: int) -> Factors:
+    """What clip number `clip` shows; never a held-out combination."""
+    return world.sample_factors(np.random.default_rng((seed, clip)), 1)[0]
+
+
+def crops(world: World, rng: np.random.Generator, clips: int, per_clip: int, frames: int, side: int) -> Tensor:
+    """Random space-time crops of fresh renders, [clips * per_clip, 3, frames, side, side] in [-1, 1]."""
+    video = world.render(world.sample_factors(rng, clips))
+    F, H, W = video.shape[2:]
+    out = []
+    for i in range(clips * per_clip):
+        f, y, x = (int(rng.integers(0, n + 1)) for n in (F - frames, H - side, W - side))
+        out.append(video[i // per_clip, :, f : f + frames, y : y + side, x : x + side])
+    return torch.stack(out)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised latents [B, C, T, H, W] in bfloat16, token ids and mask [B, S]."""
+
+    latent_BCTHW: Tensor
+    ids_BS: Tensor
+    mask_BS: Tensor
+
+
+class LatentBank:
+    """The newest `size` clips of an endless list, encoded, each with several captions.
+
+    Every step `fresh` new clips replace the oldest.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        vae: WanVAE,
+        tokenizer: Tokenizer,
+        *,
+        size: int,
+        fresh: int,
+        seed: int,
+        captions: int = 8,
+        chunk: int = 16,
+    ) -> None:
+        self.world, self.vae, self.tokenizer = world, vae, tokenizer
+        self.size, self.fresh, self.seed, self.captions, self.chunk = size, fresh, seed, captions, chunk
+        channels = (1, -1, 1, 1, 1)
+        self.shift = torch.tensor(vae.config.latents_mean, device=world.device).view(channels)
+        self.scale = torch.tensor(vae.config.latents_std, device=world.device).view(channels)
+        self.end = 0  # clips [end - size, end) are here
+        self.empty_ids, self.empty_mask = (x.to(world.device) for x in tokenizer([""], clean=False))
+        self.latents: Tensor | None = None
+        self.ids = torch.zeros(size, captions, tokenizer.text_len, dtype=torch.int32, device=world.device)
+        self.mask = torch.zeros_like(self.ids)
+
+    def advance(self, step: int) -> None:
+        """Hold the clips that belong to `step`; encodes only what is missing, says what a long filling costs."""
+        want = step * self.fresh + self.size
+        first = max(self.end, want - self.size)
+        began, said = time.monotonic(), time.monotonic()
+        while first < want:
+            last = min(want, first + self.chunk)
+            self._encode(first, last)
+            first = self.end = last
+            if time.monotonic() - said > 10:
+                said = time.monotonic()
+                done = 1 - (want - last) / self.size
+                left = (said - began) * (1 - done) / max(done, 1e-3)
+                print(f"rendering and encoding clips: {done:.0%}, {left:.0f} s left", flush=True)
+
+    @torch.no_grad()
+    def _encode(self, first: int, last: int) -> None:
+        factors = [clip_factors(self.world, self.seed, clip) for clip in range(first, last)]
+        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.world.device.type == "cuda"):
+            mean, _ = self.vae.encode_moments(self.world.render(factors))
+        latent = ((mean.float() - self.shift) / self.scale).to(torch.bfloat16)
+        if self.latents is None:
+            self.latents = latent.new_empty(self.size, *latent.shape[1:])
+        texts = []
+        for clip, factor in zip(range(first, last), factors, strict=True):
+            rng = np.random.default_rng((self.seed, clip, 1))
+            texts += [caption(factor, rng) for _ in range(self.captions)]
+        ids, mask = self.tokenizer(texts, clean=False)
+        slots = torch.arange(first, last, device=latent.device) % self.size
+        self.latents[slots] = latent
+        self.ids[slots] = ids.view(last - first, self.captions, -1).to(self.ids)
+        self.mask[slots] = mask.view(last - first, self.captions, -1).to(self.mask)
+
+    def batch(self, rng: np.random.Generator, count: int, *, drop: float = 0.1) -> Batch:
+        """`count` random clips, one caption each; a share `drop` of the captions is the empty prompt (for guidance)."""
+        assert self.latents is not None, "advance() fills the bank"
+        device = self.latents.device
+        slots = torch.from_numpy(rng.integers(0, self.size, count)).to(device)
+        which = torch.from_numpy(rng.integers(0, self.captions, count)).to(device)
+        dropped = torch.from_numpy(rng.random(count) < drop).to(device)[:, None]
+        ids = torch.where(dropped, self.empty_ids, self.ids[slots, which])
+        mask = torch.where(dropped, self.empty_mask, self.mask[slots, which])
+        return Batch(self.latents[slots], ids.long(), mask.long())

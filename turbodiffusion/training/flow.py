@@ -1,0 +1,93 @@
+"""Training the teacher: transformer and text encoder together by flow matching on the demo world's latents.
+
+Rectified flow (arXiv 2209.03003): x_t = (1 - t) x0 + t noise, the network learns noise - x0. Times are logit-normal
+(arXiv 2403.03206) and shifted toward noise by `shift`, as the sampler's are. A tenth of the captions is dropped, for
+guidance.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.models.text import TextConfig, TextEncoder
+from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.training.data import LatentBank
+from turbodiffusion.training.trainer import Loss, Schedule, Sheet, Trainer, step_generator, torch_generator, world
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """`batch` clips a step on each rank."""
+
+    batch: int = 128
+    drop: float = 0.1
+    shift: float = 3.0
+    seed: int = 2
+    compile: bool = True
+
+
+def flow_loss(
+    transformer: WanTransformer,
+    text: TextEncoder,
+    x0_BCTHW: Tensor,
+    noise_BCTHW: Tensor,
+    t_B: Tensor,
+    ids_BS: Tensor,
+    mask_BS: Tensor,
+) -> Tensor:
+    """Mean squared error of the velocity at flow times t in [0, 1]."""
+    t = t_B[:, None, None, None, None]
+    context = transformer.encode_context(text(ids_BS, mask_BS))
+    velocity = transformer((1 - t) * x0_BCTHW + t * noise_BCTHW, 1000 * t_B, context)
+    return (velocity - (noise_BCTHW - x0_BCTHW)).square().mean()
+
+
+def draw_times(generator: torch.Generator, count: int, shift: float, device: torch.device) -> Tensor:
+    """Logit-normal flow times, shifted: s u / (1 + (s - 1) u), float32 [count]."""
+    u = torch.sigmoid(torch.randn(count, generator=generator, device=device))
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def make_loss(transformer: WanTransformer, text: TextEncoder, bank: LatentBank, recipe: FlowRecipe) -> Loss:
+    """The loss of step s on the bank's clips of step s, everything drawn from (seed, step, rank)."""
+    rank, _ = world()
+    losses = torch.compile(flow_loss) if recipe.compile else flow_loss
+
+    def loss(step: int) -> dict[str, Tensor]:
+        bank.advance(step)
+        rng = step_generator(recipe.seed, step, rank)
+        batch = bank.batch(rng, recipe.batch, drop=recipe.drop)
+        x0 = batch.latent_BCTHW.float()
+        device = x0.device
+        generator = torch_generator(rng, device)
+        noise = torch.randn(x0.shape, generator=generator, device=device)
+        t_B = draw_times(generator, recipe.batch, recipe.shift, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return {"loss": losses(transformer, text, x0, noise, t_B, batch.ids_BS, batch.mask_BS)}
+
+    return loss
+
+
+def train_flow(
+    bank: LatentBank,
+    config: WanConfig,
+    text_config: TextConfig,
+    recipe: FlowRecipe,
+    schedule: Schedule,
+    run: Path,
+    *,
+    start: dict[str, Tensor] | None = None,
+    sheet: Sheet | None = None,
+) -> Trainer:
+    """One leg; resumes what is in `run`, else begins from `start` (an earlier lease's weights), else from scratch."""
+    device = bank.world.device
+    torch.manual_seed(recipe.seed)
+    transformer = WanTransformer(config, device=device)
+    text = TextEncoder(text_config, device=device)
+    trainer = Trainer(nn.ModuleDict({"transformer": transformer, "text": text}), schedule, run)
+    if not trainer.resume() and start is not None:
+        trainer.warm_start(start)
+    trainer.fit(make_loss(transformer, text, bank, recipe), sheet)
+    return trainer

@@ -1,0 +1,103 @@
+"""Training the demo model's VAE on fresh renders: L1 on pixels and on their differences, a small KL term.
+
+The differences (one pixel apart in space) keep edges sharp without a perceptual network, whose weights cannot be had
+here. The latent's mean and standard deviation are measured at the end and go into the configuration.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.demo.renderer import World
+from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.training.data import crops
+from turbodiffusion.training.metrics import psnr
+from turbodiffusion.training.trainer import Loss, Schedule, Trainer, step_generator, torch_generator, world
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """Batch and losses; a step sees clips * per_clip crops of `frames` x `side` x `side` on each rank."""
+
+    clips: int = 8
+    per_clip: int = 2
+    frames: int = 17
+    side: int = 128
+    edge_weight: float = 0.5
+    kl_weight: float = 1e-4
+    seed: int = 1
+    compile: bool = True
+
+
+def vae_loss(vae: WanVAE, video_BCFHW: Tensor, noise_BCTHW: Tensor, recipe: VAERecipe) -> dict[str, Tensor]:
+    """Losses of one batch of crops; the total is under "loss". `noise` is standard normal, of the latent's shape."""
+    mean, logvar = (x.float() for x in vae.encode_moments(video_BCFHW))
+    logvar = logvar.clamp(-30, 20)
+    made = vae.decode_whole(mean + torch.exp(0.5 * logvar) * noise_BCTHW).float()
+    error = made - video_BCFHW
+    pixel = error.abs().mean()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    total = pixel + recipe.edge_weight * edges + recipe.kl_weight * kl
+    quality = -10 * torch.log10((error.detach() / 2).square().mean())
+    return {"loss": total, "pixel": pixel, "edges": edges, "kl": kl, "psnr": quality}
+
+
+def make_loss(vae: WanVAE, scenes: World, recipe: VAERecipe) -> Loss:
+    """The loss of step s: fresh renders and noise, drawn from (seed, step, rank)."""
+    rank, _ = world()
+    device = scenes.device
+    count, side = recipe.clips * recipe.per_clip, recipe.side // vae.config.space_factor
+    shape = (count, vae.config.z_dim, (recipe.frames - 1) // vae.config.time_factor + 1, side, side)
+    losses = torch.compile(vae_loss) if recipe.compile else vae_loss
+
+    def loss(step: int) -> dict[str, Tensor]:
+        rng = step_generator(recipe.seed, step, rank)
+        video = crops(scenes, rng, recipe.clips, recipe.per_clip, recipe.frames, recipe.side)
+        noise = torch.randn(shape, generator=torch_generator(rng, device), device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return losses(vae, video, noise, recipe)
+
+    return loss
+
+
+@torch.no_grad()
+def measure(vae: WanVAE, scenes: World, *, clips: int = 64, seed: int = 10_000) -> dict[str, object]:
+    """PSNR (dB) on unseen whole clips through encode and decode, and the latent's mean and std per channel."""
+    count = psnr_sum = 0.0
+    sums = torch.zeros(2, vae.config.z_dim, dtype=torch.float64, device=scenes.device)
+    numbers = 0
+    for start in range(0, clips, 8):
+        rng = step_generator(seed, start)
+        video = scenes.render(scenes.sample_factors(rng, 8))
+        with torch.autocast(scenes.device.type, torch.bfloat16, enabled=scenes.device.type == "cuda"):
+            mean, _ = vae.encode_moments(video)
+            made = vae.decode_whole(mean.float())
+        z = mean.double().transpose(0, 1).flatten(1)
+        sums += torch.stack([z.sum(1), z.square().sum(1)])
+        numbers += z.shape[1]
+        psnr_sum += float(psnr(made.float().clamp(-1, 1), video).sum())
+        count += len(video)
+    mean_C = sums[0] / numbers
+    std_C = (sums[1] / numbers - mean_C.square()).sqrt()
+    return {"psnr": psnr_sum / count, "latents_mean": tuple(mean_C.tolist()), "latents_std": tuple(std_C.tolist())}
+
+
+def train_vae(
+    scenes: World, config: VAEConfig, recipe: VAERecipe, schedule: Schedule, run: Path
+) -> tuple[Trainer, WanVAE]:
+    """One leg; resumes what is in `run`. Returns the trainer and a VAE with EMA weights and measured statistics."""
+    torch.manual_seed(recipe.seed)
+    vae = WanVAE(config, device=scenes.device).to(memory_format=torch.channels_last_3d)
+    trainer = Trainer(nn.ModuleDict({"vae": vae}), schedule, run)
+    trainer.resume()
+    trainer.fit(make_loss(vae, scenes, recipe))
+    ema = {name.removeprefix("vae."): value for name, value in trainer.ema_state().items()}
+    final = WanVAE(config, device=scenes.device)
+    final.load_state_dict(ema)
+    told = measure(final, scenes)
+    print(f"VAE: {told['psnr']:.2f} dB PSNR on unseen clips")
+    final.config = replace(config, latents_mean=told["latents_mean"], latents_std=told["latents_std"])
+    return trainer, final
