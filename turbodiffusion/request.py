@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from turbodiffusion.errors import RequestError
 
 
+_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
 @dataclass(frozen=True)
 class Request:
     """One video to make. None and "auto" mean the model's own default; seed 0 draws one.
@@ -27,7 +30,7 @@ class Request:
 
     prompt: str
     negative_prompt: str | None = None  # the undistilled teacher's only
-    image: str | None = None  # path of the first frame, for image to video
+    image: str | Path | None = None  # path of the first frame, for image to video
     model: str | None = None  # None: the model that the pipeline holds
     resolution: str | None = None  # a name that the model knows ("480p") or "WxH"
     aspect_ratio: str | None = None  # of a named resolution
@@ -62,7 +65,7 @@ class Request:
 
     @classmethod
     def from_json(cls, text: str | bytes | Mapping[str, Any]) -> "Request":
-        """Back from `to_json`, or from an object that a JSON parser made. Unknown fields are named in a RequestError."""
+        """Back from `to_json`, or from what a JSON parser made of it. RequestError names unknown fields."""
         try:
             values = text if isinstance(text, Mapping) else json.loads(text)
         except ValueError as error:
@@ -76,9 +79,6 @@ class Request:
         if "prompt" not in values:
             raise RequestError("prompt is missing")
         return cls(**values)
-
-
-_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,22 @@ class Result:
     """A finished video: the resolved request with the drawn seed, the frames, the file, and what it took."""
 
     request: Request
-    frames: NDArray[np.uint8]  # [F, H, W, 3]
+    frames: NDArray[np.uint8]  # [F, H, W, 3], sRGB
     mp4: bytes
+    name: str  # kind, seed, model and time: t2v_42_Wan2_1_1_3B_20251224_153000.mp4
     seconds: dict[str, float]  # by stage
     notices: tuple[str, ...] = ()  # what was asked for and does not apply, or a prompt that the model does not know
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the mp4 under a name made of kind, seed, model and time; OutputError leaves nothing under that name."""
-        from turbodiffusion import video  # PyAV is needed to write files, not to ask for a video
+    # PyAV is imported where files are written: asking for a video does not need it.
 
-        return video.save(self, folder)
-
-    def contact_sheet(self, path: str | Path) -> Path:
-        """Write a PNG with a few of the frames side by side."""
+    def save(self, folder: str | Path = "outputs") -> Path:
+        """Write the mp4 as `name` (or name_2, ...) in the folder. OutputError: nothing is left under that name."""
         from turbodiffusion import video
 
-        return video.contact_sheet(self.frames, path)
+        return video.save(self.mp4, folder, self.name)
+
+    def contact_sheet(self, path: str | Path) -> Path:
+        """Write a PNG of frames from first to last under the prompt."""
+        from turbodiffusion import video
+
+        return video.contact_sheet(self.frames, path, title=self.request.prompt, caption=self.name)
