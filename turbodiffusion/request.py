@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from turbodiffusion.errors import RequestError
 
-
 _KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
