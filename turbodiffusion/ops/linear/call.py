@@ -7,9 +7,6 @@ from torch import Tensor
 
 from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad
 
-# The floor of a largest magnitude, from the published format: a block or row of zeros gets a scale that is not zero.
-SMALLEST_AMAX = 1e-8
-
 
 def check_scale(op: str, scale: Tensor, shape: Sequence[int]) -> None:
     """Raise ValueError unless `scale` is float32 and has this shape."""

@@ -1,26 +1,21 @@
 """Linear layers with weights and activations in the 8-bit float e4m3 (arXiv 2209.05433), and their quantization.
 
-e4m3 has 4 exponent bits and 3 mantissa bits; its largest number is 448. One scale per token and one per output feature.
+One scale per token and one per output feature, which an fp8 tensor core can apply after the whole sum.
 """
 
-import torch
 from torch import Tensor
 
 from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, choose
-from turbodiffusion.ops.linear.call import SMALLEST_AMAX, as_rows, check_scale, multiply_rows, with_bias
-
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
+from turbodiffusion.ops.linear.call import as_rows, check_scale, multiply_rows, with_bias
+from turbodiffusion.ops.rounding import FP8, to_fp8
 
 
 def quantize_fp8_row(x_NK: Tensor) -> tuple[Tensor, Tensor]:
     """float8_e4m3fn [N, K] and scale float32 [N]: one scale per row, amax / 448: its largest value becomes 448."""
     check_layout("quantize_fp8_row", x_NK=x_NK)
     check_dtype("quantize_fp8_row", FLOATS, x_NK=x_NK)
-    x = x_NK.float()
-    scale = x.abs().amax(dim=1).clamp_min(SMALLEST_AMAX) / FP8_MAX
-    # The division may round to just above 448, and what this dtype does past its largest number depends on the device.
-    return (x / scale[:, None]).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+    values, scale = to_fp8(x_NK, x_NK.abs().amax(dim=1, keepdim=True))
+    return values, scale[:, 0]
 
 
 def fp8_row_linear(

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, choose
-from turbodiffusion.ops.linear.call import SMALLEST_AMAX, as_rows, check_scale, multiply_rows, with_bias
+from turbodiffusion.ops.linear.call import as_rows, check_scale, multiply_rows, with_bias
+from turbodiffusion.ops.rounding import SMALLEST_AMAX, to_int8
 
 BLOCK = 128
 
@@ -43,9 +44,8 @@ def quantize_int8_row(x_NK: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [N, K] in [-127, 127] and scale float32 [N]: one scale per row, amax / 127."""
     check_layout("quantize_int8_row", x_NK=x_NK)
     check_dtype("quantize_int8_row", FLOATS, x_NK=x_NK)
-    x = x_NK.float()
-    scale = x.abs().amax(dim=1).clamp_min(SMALLEST_AMAX) / 127
-    return (x / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    values, scale = to_int8(x_NK, x_NK.abs().amax(dim=1, keepdim=True))
+    return values, scale[:, 0]
 
 
 def int8_block_linear(
