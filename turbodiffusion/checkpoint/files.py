@@ -1,0 +1,177 @@
+"""Weight files as tensors by name, read one at a time: `.pth`, `.safetensors`, a sharded index, a folder of them.
+
+Pickles are read with `weights_only=True` and mapped into memory, so that a tensor costs memory when it is used. Nothing
+here knows what a tensor is for; `formats.py` does.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from turbodiffusion.errors import CheckpointError, MissingFilesError
+
+# Where each part lies in a folder: ours, a diffusers folder, a repository of the original Wan; and in a folder that
+# holds that part alone. The first that exists is taken.
+_SHARDED = ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
+_TEXT = ("model.safetensors.index.json", "model.safetensors")
+PLACES = {
+    "transformer": (
+        "transformer.safetensors",
+        *(f"{folder}/{name}" for folder in ("transformer", "high_noise_model") for name in _SHARDED),
+        *_SHARDED,
+    ),
+    "transformer_low": (
+        "transformer_low.safetensors",
+        *(f"{folder}/{name}" for folder in ("transformer_2", "low_noise_model") for name in _SHARDED),
+    ),
+    "vae": ("vae.safetensors", f"vae/{_SHARDED[1]}", "Wan2.1_VAE.pth", _SHARDED[1]),
+    "text": (
+        "text_encoder.safetensors",
+        *(f"text_encoder/{name}" for name in _TEXT),
+        "models_t5_umt5-xxl-enc-bf16.pth",
+        *_TEXT,
+    ),
+    "tokenizer": ("spiece.model", "tokenizer/spiece.model", "google/umt5-xxl/spiece.model"),
+}
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Tensors by name; `read` brings one of them, on the CPU, and may return a view of the mapped file."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]  # in the file's order
+    read: Callable[[str], Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)  # a safetensors header's
+
+
+def locate(path: str | Path, part: str) -> Path:
+    """The file of `part` (a key of PLACES) under `path`; `path` itself where it is a file.
+
+    Raises MissingFilesError when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise MissingFilesError(f"{path} does not exist: give a weight file or a folder")
+    for place in PLACES[part]:
+        if (path / place).is_file():
+            return path / place
+    lone = [p for p in sorted(path.iterdir()) if p.suffix in (".pth", ".safetensors")]
+    if part != "tokenizer" and len(lone) == 1:
+        return lone[0]
+    raise MissingFilesError(f"{path} holds no {part} weights: none of {', '.join(PLACES[part])} is there")
+
+
+def open_tensors(path: str | Path) -> TensorFile:
+    """Open one weight file or sharded index; only names and shapes are read.
+
+    Raises CheckpointError for a file that is truncated, foreign, or holds anything but tensors.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise MissingFilesError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+    if path.suffix == ".json":
+        return _open_index(path)
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    return _open_pickle(path)
+
+
+def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of a weight file, a sharded index, or a folder with one transformer, in the file's names."""
+    file = open_tensors(locate(path, "transformer"))
+    for name in file.shapes:
+        yield name, file.read(name)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; it appears under `path` whole or not at all."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.touch()
+        mode = beside.stat().st_mode  # as the umask asks; safetensors makes files that only their owner can read
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, beside, dict(metadata))
+        beside.chmod(mode)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _open_safetensors(path: Path) -> TensorFile:
+    try:
+        handle: Any = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {_first_line(error)}") from None
+    shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+    return TensorFile(path, shapes, handle.get_tensor, handle.metadata() or {})
+
+
+def _open_index(path: Path) -> TensorFile:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        by_shard: dict[str, list[str]] = {}
+        for name, shard in weight_map.items():
+            by_shard.setdefault(shard, []).append(name)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path} is not the index of a sharded checkpoint: it has no weight_map") from None
+    absent = [shard for shard in by_shard if not (path.parent / shard).is_file()]
+    if absent:
+        raise MissingFilesError(
+            f"{path.parent} lacks {some(absent)} of the {len(by_shard)} shards that {path.name} names"
+        )
+    shards = {shard: open_tensors(path.parent / shard) for shard in by_shard}
+    for shard, names in by_shard.items():
+        wrong = set(names) ^ set(shards[shard].shapes)
+        if wrong:
+            raise CheckpointError(f"{path.parent / shard} and {path.name} disagree about {some(sorted(wrong))}")
+    shapes = {name: shards[shard].shapes[name] for name, shard in weight_map.items()}
+    return TensorFile(path, shapes, lambda name: shards[weight_map[name]].read(name))
+
+
+def _open_pickle(path: Path) -> TensorFile:
+    try:
+        # Files from before PyTorch 1.6 are no zip archives and cannot be mapped.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        foreign = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if foreign:
+            what = f"holds {foreign[1]} beside tensors, and reading that could run code: it is refused"
+        else:
+            what = "is truncated, or neither a .pth nor a .safetensors file"
+        raise CheckpointError(f"{path} {what}") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{path} holds no tensors by name")
+    foreign_names = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if foreign_names:
+        raise CheckpointError(f"{path} holds other things than tensors: {some(foreign_names)}")
+    return TensorFile(path, {name: tuple(t.shape) for name, t in content.items()}, content.__getitem__)
+
+
+def some(names: list[str]) -> str:
+    """The first three names, and how many there are when there are more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

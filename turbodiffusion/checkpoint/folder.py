@@ -1,0 +1,182 @@
+"""Our folder of a whole model, which loads by itself.
+
+`model.json` has the format's version, the configurations of the parts, the sampling defaults and what else is to be
+known about the model. Beside it: `transformer.safetensors`, `transformer_low.safetensors` for a second expert,
+`vae.safetensors`, `text_encoder.safetensors`, `spiece.model`. Each safetensors file repeats its own configuration in
+its header, so that it also loads alone.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from turbodiffusion.checkpoint.files import write_tensors
+from turbodiffusion.checkpoint.formats import SHAPES_KEY
+from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.models.text import TextConfig, TextEncoder
+from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.ops.linear.int8 import BLOCK, quantize_int8_block
+
+VERSION = 1
+HEADER_KEY = "turbodiffusion"  # in a safetensors header: version, part and configuration, as JSON
+PartConfig = WanConfig | VAEConfig | TextConfig
+CONFIGS: dict[str, Any] = {"transformer": WanConfig, "vae": VAEConfig, "text": TextConfig}
+FILES = {
+    "transformer": "transformer.safetensors",
+    "transformer_low": "transformer_low.safetensors",
+    "vae": "vae.safetensors",
+    "text": "text_encoder.safetensors",
+}
+
+
+@dataclass(frozen=True)
+class FolderConfig:
+    """What `model.json` says. `sampling` and `about` are the plain values that were given to `save_folder`."""
+
+    folder: Path
+    transformer: WanConfig
+    vae: VAEConfig
+    text: TextConfig
+    two_experts: bool  # transformer_low.safetensors is there
+    sampling: Mapping[str, Any]
+    about: Mapping[str, Any]
+
+
+def save_folder(
+    folder: str | Path,
+    *,
+    config: Mapping[str, Any],
+    transformer: WanTransformer,
+    vae: WanVAE,
+    text: TextEncoder,
+    tokenizer: str | Path,
+    transformer_low: WanTransformer | None = None,
+    store: str | None = None,
+) -> None:
+    """Write a model folder; it appears whole, in place of an older model folder of that name, or not at all.
+
+    config: `{"sampling": {...}, "about": {...}}`, both optional and of JSON's types; the parts bring their own
+    configurations. tokenizer: the spiece.model to copy. store: None keeps every tensor as it is; "int8_block" keeps the
+    weights of the transformer's blocks, of the text encoder and of the VAE in 8 bits (`blocks_of`).
+    Raises CheckpointError for an unknown key of `config`, and where `folder` exists and is not a model folder.
+    """
+    folder = Path(folder)
+    unknown = set(config) - {"sampling", "about"}
+    if unknown:
+        raise CheckpointError(f"config of a model folder has 'sampling' and 'about', not {', '.join(sorted(unknown))}")
+    if folder.exists() and not (folder / "model.json").is_file() and any(folder.iterdir()):
+        raise CheckpointError(f"{folder} exists and is not a model folder: choose another name")
+    model = {
+        "version": VERSION,
+        "two_experts": transformer_low is not None,
+        "transformer": dataclasses.asdict(transformer.config),
+        "vae": dataclasses.asdict(vae.config),
+        "text": dataclasses.asdict(text.config),
+        "sampling": dict(config.get("sampling", {})),
+        "about": dict(config.get("about", {})),
+    }
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        (beside / "model.json").write_text(json.dumps(model, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        parts = {"transformer": transformer, "transformer_low": transformer_low, "vae": vae, "text": text}
+        for part, module in parts.items():
+            if module is not None:
+                write_part(beside / FILES[part], part, module.config, module.state_dict(), store=store)
+        shutil.copyfile(tokenizer, beside / "spiece.model")
+        _replace(folder, beside)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def read_folder(folder: str | Path) -> FolderConfig:
+    """Read `model.json`. Raises MissingFilesError when there is none, CheckpointError when it is damaged or newer."""
+    folder = Path(folder)
+    path = folder / "model.json"
+    try:
+        model = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise MissingFilesError(f"{folder} is not a model folder: it has no model.json") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(model, dict) or model.get("version") != VERSION:
+        version = model.get("version") if isinstance(model, dict) else None
+        raise CheckpointError(f"{path} has version {version}; this release reads version {VERSION}")
+    try:
+        return FolderConfig(
+            folder,
+            config_from("transformer", model["transformer"]),
+            config_from("vae", model["vae"]),
+            config_from("text", model["text"]),
+            bool(model["two_experts"]),
+            model["sampling"],
+            model["about"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def config_from(part: str, values: Mapping[str, Any]) -> Any:
+    """The part's configuration from JSON's values. Raises TypeError or ValueError for what it does not know."""
+    lists_as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return CONFIGS[part.removesuffix("_low")](**lists_as_tuples)
+
+
+def write_part(
+    path: str | Path, part: str, config: PartConfig, state: Mapping[str, Tensor], *, store: str | None = None
+) -> None:
+    """Write one part's tensors, in our names, with its configuration in the header.
+
+    Raises CheckpointError for linears in 8-bit rows: they are made at load for the GPU at hand and have no file format.
+    """
+    rows = [
+        name for name in state if name.endswith(".fp8_weight") or (name.endswith(".scale") and state[name].ndim == 1)
+    ]
+    if rows:
+        raise CheckpointError(f"{rows[0]} is in a row format, which is not stored: save from quant_linear 'off'")
+    stored, shapes = blocks_of(state, part) if store == "int8_block" else (dict(state), {})
+    header = {"version": VERSION, "part": part, "config": dataclasses.asdict(config)}
+    write_tensors(path, stored, {HEADER_KEY: json.dumps(header), SHAPES_KEY: json.dumps(shapes)})
+
+
+def blocks_of(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The state with its large weights as `X.int8_weight` and `X.scale`, and the shapes of those that were no matrices.
+
+    Large: at least one whole block of 128 x 128; below that, scales and rounding cost more than the bytes are worth. A
+    convolution [out, in, ...] is stored as the matrix [out, in * ...]. Of a transformer only the linears of its blocks
+    are taken, without proj_l: the published format.
+    """
+    stored: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, tensor in state.items():
+        eligible = re.match(r"blocks\.(?!.*\.proj_l\.)", name) if part.startswith("transformer") else True
+        large = tensor.ndim >= 2 and tensor.numel() >= BLOCK * BLOCK and tensor.is_floating_point()
+        if not (eligible and large and name.endswith(".weight")):
+            stored[name] = tensor
+            continue
+        base = name.removesuffix(".weight")
+        stored[f"{base}.int8_weight"], stored[f"{base}.scale"] = quantize_int8_block(tensor.detach().flatten(1))
+        if tensor.ndim > 2:
+            shapes[name] = list(tensor.shape)
+    return stored, shapes
+
+
+def _replace(folder: Path, beside: Path) -> None:
+    """Rename `beside` to `folder`; an older folder of that name is removed once the new one is in its place."""
+    if not folder.exists():
+        beside.rename(folder)
+        return
+    old = beside.with_suffix(".old")
+    folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old)

@@ -1,0 +1,142 @@
+"""Strict loading of any family's checkpoint into a model, one tensor at a time.
+
+Nothing is written before every name and shape has been checked, and at no time is more than one tensor of the
+checkpoint in memory beside the model. A model built on the meta device gets its tensors on `device`, in the dtype that
+it was built with; any other keeps its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbodiffusion.checkpoint.files import some
+from turbodiffusion.checkpoint.formats import Checkpoint, open_checkpoint
+from turbodiffusion.errors import CheckpointError
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.models.wan import WanTransformer
+
+Device = torch.device | str
+
+
+def load_transformer(
+    model: WanTransformer,
+    path: str | Path,
+    *,
+    part: str = "transformer",
+    device: Device = "cpu",
+    allow_missing: Sequence[str] = (),
+) -> None:
+    """Fill `model` from a file or folder; `part="transformer_low"` takes a folder's low-noise expert.
+
+    Quantized linears quantize float weights, or take 8-bit ones in their own format as they are; float linears
+    dequantize. `allow_missing=("proj_l",)` lets a network with SLA start from a dense checkpoint: proj_l becomes zero,
+    which leaves the linear part of SLA out until it is trained.
+    Raises CheckpointError naming the tensors that are missing, unknown or of another shape.
+    """
+    _fill(model, open_checkpoint(path, part), device, allow_missing)
+
+
+def load_vae(vae: WanVAE, path: str | Path, *, device: Device = "cpu") -> None:
+    """Fill `vae` from a file or folder, original or diffusers. Raises CheckpointError as `load_transformer`."""
+    _fill(vae, open_checkpoint(path, "vae"), device)
+
+
+def load_text(encoder: TextEncoder, path: str | Path, *, device: Device = "cpu") -> None:
+    """Fill `encoder` from a file or folder, original or transformers. Raises CheckpointError as `load_transformer`."""
+    _fill(encoder, open_checkpoint(path, "text"), device)
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A weight that the model wants: a tensor of `module`, or the 8-bit weight of a QuantizedLinear (`leaf` None)."""
+
+    module: nn.Module
+    leaf: str | None
+    shape: tuple[int, ...]
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return hasattr(module, "load_weight")
+
+
+def _slots(model: nn.Module) -> dict[str, _Slot]:
+    slots = {}
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        state = {**module._parameters, **module._buffers}
+        for leaf, tensor in state.items():
+            if tensor is None or leaf in module._non_persistent_buffers_set:
+                continue
+            if _is_quantized(module) and leaf != "bias":
+                continue
+            slots[start + leaf] = _Slot(module, leaf, tuple(tensor.shape))
+        if _is_quantized(module):
+            slots[f"{start}weight"] = _Slot(module, None, (module.out_features, module.in_features))
+    return slots
+
+
+def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missing: Sequence[str] = ()) -> None:
+    slots = _slots(model)
+    absent = [name for name in slots if name not in checkpoint.shapes]
+    allowed = [name for name in absent if set(name.split(".")) & set(allow_missing)]
+    _check(checkpoint, slots, [name for name in absent if name not in allowed])
+    with torch.no_grad():
+        for name in checkpoint.shapes:
+            slot = slots[name]
+            if slot.leaf is not None:
+                _put(slot.module, slot.leaf, checkpoint.read(name), device)
+            else:
+                _put_quantized(slot.module, checkpoint, name, device)
+        for name in allowed:
+            slot = slots[name]
+            assert slot.leaf is not None
+            _put(slot.module, slot.leaf, torch.zeros(slot.shape), device)
+
+
+def _check(checkpoint: Checkpoint, slots: Mapping[str, _Slot], missing: list[str]) -> None:
+    unknown = [name for name in checkpoint.shapes if name not in slots]
+    misshapen = [
+        f"{name} is {list(shape)} where the model has {list(slots[name].shape)}"
+        for name, shape in checkpoint.shapes.items()
+        if name in slots and slots[name].shape != shape
+    ]
+    faults = []
+    if missing:
+        faults.append(f"missing {len(missing)}: {some(missing)}")
+        if all(".proj_l." in name for name in missing):
+            faults.append("they belong to SLA: this is a dense checkpoint, load it with attention_type 'original'")
+    if unknown:
+        faults.append(f"unknown {len(unknown)}: {some(unknown)}")
+        if all(".proj_l." in name for name in unknown):
+            faults.append("they belong to SLA: load this checkpoint with attention_type 'sla'")
+    if misshapen:
+        faults.append(f"of another shape {len(misshapen)}: {some(misshapen)}")
+    if faults:
+        raise CheckpointError(f"{checkpoint.path} does not fit the {checkpoint.part}: {'; '.join(faults)}")
+
+
+def _put(module: nn.Module, leaf: str, value: Tensor, device: Device) -> None:
+    old = getattr(module, leaf)
+    if not old.is_meta:
+        old.copy_(value)
+        return
+    # A copy even where nothing changes: the value may be a view of a file that someone replaces while the model lives.
+    new = value.to(device=device, dtype=old.dtype, copy=True)
+    setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _put_quantized(module: Any, checkpoint: Checkpoint, name: str, device: Device) -> None:
+    if checkpoint.quantized(name) and module.kind == "int8_block":
+        values, scale = checkpoint.blocks(name)
+        _put(module, "int8_weight", values, device)
+        _put(module, "scale", scale, device)
+        return
+    for leaf, buffer in module.named_buffers(recurse=False):
+        if buffer.is_meta:
+            setattr(module, leaf, torch.empty_like(buffer, device=device))
+    module.load_weight(checkpoint.read(name))
