@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from turbodiffusion.nn.attention import ATTENTION_KINDS, Attention
 from turbodiffusion.nn.autocast import no_autocast
-from turbodiffusion.nn.linear import LINEAR_KINDS, linear
+from turbodiffusion.nn.linear import LINEAR_KINDS, QuantizedLinear, linear
 from turbodiffusion.nn.norm import LayerNorm, RMSNorm
 from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
@@ -108,7 +108,15 @@ class SelfAttention(nn.Module):
         self.o = linear(dim, dim, kind=kind, device=device, dtype=dtype)
         self.norm_q = RMSNorm(dim, config.eps, device=device)
         self.norm_k = RMSNorm(dim, config.eps, device=device)
-        self.attention = Attention(config.attention_type, config.num_heads, config.head_dim)
+        self.attention = Attention(
+            config.attention_type,
+            config.num_heads,
+            config.head_dim,
+            topk=config.sla_topk,
+            block_q=config.sla_block_q,
+            block_k=config.sla_block_k,
+            device=device,
+        )
 
     def forward(self, x_BLM: Tensor, angles: Tensor) -> Tensor:
         q_BLHD = apply_rope(self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1)), angles)
@@ -246,13 +254,16 @@ class WanTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+            elif isinstance(module, QuantizedLinear | RMSNorm | LayerNorm):
+                module.reset_parameters()
+        for module in self.modules():  # again: these set their own linears apart
+            if isinstance(module, Attention):
+                module.reset_parameters()
             elif isinstance(module, Block | Head):
                 nn.init.normal_(module.modulation, std=self.config.dim**-0.5)
-            elif isinstance(module, RMSNorm | LayerNorm):
-                module.reset_parameters()
-        for embedding in (*self.text_embedding, *self.time_embedding):
-            if isinstance(embedding, nn.Linear):
-                nn.init.normal_(embedding.weight, std=0.02)
+        for layer in (*self.text_embedding, *self.time_embedding):
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
 
     def encode_context(self, text_BSE: Tensor, image_BNE: Tensor | None = None) -> Context:
@@ -302,7 +313,7 @@ class WanTransformer(nn.Module):
         grid = (x_BCTHW.shape[2], x_BCTHW.shape[3] // PATCH, x_BCTHW.shape[4] // PATCH)
 
         time_BM, time_B6M = self.time_modulation(t_B)
-        angles = cached_angles(grid, config.head_dim, x_BCTHW.device)
+        angles = video_angles(grid, config.head_dim, x_BCTHW.device)
         x_BLM = self.patch_embedding(patchify(x_BCTHW).to(self.dtype)).to(self.dtype)
         for block, kv in zip(self.blocks, context.blocks, strict=True):
             x_BLM = block(x_BLM, time_B6M, angles, kv)
@@ -319,10 +330,18 @@ def sinusoid(t_B: Tensor, freq_dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
-@torch.compiler.assume_constant_result
+def video_angles(grid_THW: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
+    """RoPE's angles for a size of video, kept for the next step and for the next video of that size.
+
+    torch.compile cannot look into a cache by sizes that it holds symbolic: there they are computed in the graph.
+    """
+    if torch.compiler.is_compiling():
+        return rope_angles(grid_THW, head_dim, device=device)
+    return _cached_angles(grid_THW, head_dim, device)
+
+
 @lru_cache(maxsize=4)
-def cached_angles(grid_THW: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
-    """RoPE's angles of a size of video, kept for the next step and for the next video of that size."""
+def _cached_angles(grid_THW: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # training may use what generation computed first
         return rope_angles(grid_THW, head_dim, device=device)
 
