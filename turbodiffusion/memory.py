@@ -1,0 +1,236 @@
+"""The bytes and the work that a video needs, the bytes that a machine has, and the refusal in words.
+
+Weights are exact: the networks are built on the meta device and their tensors summed. Activations and work are
+estimates by the formulas beside them; everything stays resident, so the need is the sum of the weights and of the
+larger of the two peaks (transformer, VAE).
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from turbodiffusion.errors import MachineError
+from turbodiffusion.models.text import TextConfig, TextEncoder
+from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.models.wan import PATCH, WanConfig, WanTransformer
+
+# One core of a current x86 server in float32; two of them were measured at 133 GFLOP/s on large products.
+CPU_FLOPS_PER_CORE = 65e9
+PATIENCE = 3600.0  # seconds; a longer estimate on a CPU that nobody asked for is refused
+GPU_SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 140, 180)  # GiB of memory that cards have
+USABLE = 0.97  # of a card's memory: its driver and the desktop hold the rest
+GIB = 2**30
+# What the CUDA context, cuBLAS and cuDNN workspaces and the allocator's rounding take beside the tensors.
+CUDA_OVERHEAD = 1_200_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video on one model, as far as memory and work go."""
+
+    model: str
+    transformer: WanConfig
+    vae: VAEConfig
+    text: TextConfig
+    experts: int  # transformers held: 2 for Wan2.2 I2V
+    width: int  # multiples of 16
+    height: int
+    num_frames: int
+    num_steps: int
+    guided: bool  # two forwards a step, one after the other
+    dtype: torch.dtype
+    device: str  # "cuda" or "cpu"
+
+    @property
+    def tokens(self) -> int:
+        """L: positions of the transformer's sequence."""
+        side = self.vae.space_factor * PATCH
+        return ((self.num_frames - 1) // self.vae.time_factor + 1) * (self.width // side) * (self.height // side)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes by part, all on one device."""
+
+    transformer: int
+    text: int
+    vae: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.transformer + self.text + self.vae + self.activations
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device, its bytes of memory, and for a CPU its cores."""
+
+    device: str  # "cuda" or "cpu"
+    name: str
+    total: int
+    free: int
+    cores: int
+
+
+def needs(job: Job) -> Needs:
+    """The bytes that a job holds at its worst moment."""
+    activations = max(_transformer_activations(job), _vae_activations(job))
+    return Needs(
+        job.experts * _transformer_bytes(job.transformer, job.dtype),
+        _text_bytes(job.text, job.dtype),
+        _vae_bytes(job.vae, job.dtype),
+        activations + (CUDA_OVERHEAD if job.device == "cuda" else 0),
+    )
+
+
+def flops(job: Job) -> float:
+    """Floating-point operations of the whole video: text, every forward, decoding."""
+    config, length = job.transformer, float(job.tokens)
+    linears = 2 * length * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)  # q, k, v, o; cross q and o; ffn
+    kept = config.sla_topk if config.attention_type in ("sla", "sagesla") else 1.0
+    attention = 4 * length * config.dim * (kept * length + config.text_len)
+    forwards = job.num_steps * (2 if job.guided else 1)
+    # 274 TFLOP for 81 frames of 832x480 at dim 96; convolutions grow with the square of the width
+    decode = 274e12 * (job.vae.dim / 96) ** 2 * job.width * job.height * job.num_frames / (832 * 480 * 81)
+    text = 2 * _text_bytes(job.text, torch.float32) / 4 * job.text.text_len
+    return forwards * config.num_layers * (linears + attention) + decode + text
+
+
+def machine(device: torch.device | str) -> Machine:
+    """The device as it is now: free bytes count what other programs hold."""
+    device = torch.device(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Machine("cuda", torch.cuda.get_device_name(device), total, free, cores)
+    total, free = _system_memory()
+    return Machine("cpu", f"this machine's CPU ({cores} cores)", total, free, cores)
+
+
+def check(job: Job, here: Machine, *, held: int = 0, chosen: bool = False) -> str | None:
+    """Raise MachineError when the job cannot be done here; return a notice when it can but takes long.
+
+    held: bytes of the job that are in memory already (weights that were loaded before). chosen: the user named this
+    device, so a CPU's hours are no reason to refuse.
+    """
+    need = needs(job)
+    if need.total - held > here.free:
+        raise MachineError(f"{_described(job, need)}; {_memory(here)}. {_advice(job, here)}")
+    if here.device != "cpu":
+        return None
+    seconds = flops(job) / (CPU_FLOPS_PER_CORE * here.cores)
+    if seconds < PATIENCE / 6:
+        return None
+    if seconds > PATIENCE and not chosen:
+        raise MachineError(
+            f"{_described(job, need)} and a GPU; this machine has none that PyTorch can use, and its {here.cores} CPU "
+            f"cores would take about {_duration(seconds)} for this video. {_advice(job, here)}, or --device cpu to "
+            "wait for it"
+        )
+    return f"no GPU: about {_duration(seconds)} on {here.cores} CPU cores; the model demo takes a minute or two"
+
+
+def _described(job: Job, need: Needs) -> str:
+    return (
+        f"{job.model} at {job.width}x{job.height} with {job.num_frames} frames needs {_gb(need.total)} "
+        f"(transformer {_gb(need.transformer)}, text encoder {_gb(need.text)}, VAE {_gb(need.vae)}, "
+        f"working memory {_gb(need.activations)})"
+    )
+
+
+def _memory(here: Machine) -> str:
+    if here.device == "cuda":
+        return f"{here.name} has {_gb(here.free)} free of {_gb(here.total)}"
+    return f"there is no GPU in use and {here.name} has {_gb(here.free)} of memory free of {_gb(here.total)}"
+
+
+def _advice(job: Job, here: Machine) -> str:
+    """What would work, nearest first."""
+    ways = []
+    on_gpu = replace(job, dtype=torch.bfloat16, device="cuda")
+    in_8_bits = replace(on_gpu, transformer=replace(job.transformer, quant_linear="int8_block"))
+    if here.device == "cuda" and job.transformer.quant_linear == "off" and needs(in_8_bits).total <= here.free:
+        ways.append(f"8-bit weights (--quant-linear on: {_gb(needs(in_8_bits).total)})")
+    card = _card(needs(on_gpu).total)
+    small = _card(needs(in_8_bits).total)
+    ways.append(f"a GPU with {card} GiB" + (f" ({small} GiB with --quant-linear on)" if small < card else ""))
+    if job.model != "demo":
+        ways.append("the model demo, which runs anywhere")
+    return "What works: " + ", or ".join(ways)
+
+
+def _card(total: int) -> int:
+    """The smallest card that holds `total` bytes, in GiB."""
+    return next((size for size in GPU_SIZES if size * USABLE * GIB >= total), total // GIB + 1)
+
+
+def _gb(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.0f} hours" if seconds > 5400 else f"{max(seconds / 60, 1):.0f} minutes"
+
+
+def _transformer_activations(job: Job) -> int:
+    """The worst moment of a block: the ffn's hidden states before and after GELU beside a float32 stream."""
+    config, width = job.transformer, job.dtype.itemsize
+    per_token = 2 * config.ffn_dim * width + config.dim * (6 * width + 12)  # 12: x, y and their gated sum in float32
+    if config.quant_linear != "off":
+        per_token += 8 * config.ffn_dim  # the emulated product: 8-bit values as float32, and the scaled result
+    cross = 2 * config.num_layers * config.text_len * config.dim * width * (2 if job.guided else 1)
+    state = 6 * 8 * config.out_dim * job.tokens * PATCH**2  # the sampler's float64 tensors
+    return job.tokens * per_token + cross + state
+
+
+def _vae_activations(job: Job) -> int:
+    """The decoder's last stage at full size: its input with twice the channels, norms in float32, causal caches."""
+    width, chunk = job.dtype.itemsize, job.vae.time_factor
+    per_pixel = job.vae.dim * (chunk * (6 * width + 12) + 20 * width)
+    return job.width * job.height * (per_pixel + 3 * job.num_frames)
+
+
+def _size_of(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+@lru_cache(maxsize=16)
+def _transformer_bytes(config: WanConfig, dtype: torch.dtype) -> int:
+    return _size_of(WanTransformer(config, device="meta", dtype=dtype))
+
+
+@lru_cache(maxsize=16)
+def _text_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+    return _size_of(TextEncoder(config, device="meta", dtype=dtype))
+
+
+@lru_cache(maxsize=16)
+def _vae_bytes(config: VAEConfig, dtype: torch.dtype) -> int:
+    return _size_of(WanVAE(config, device="meta", dtype=dtype))
+
+
+_CGROUP_FILES = (  # versions 2 and 1: limit ("max" means none), bytes used, and the name of cached files among them
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def _system_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
+    """(total, free) bytes for this process: the kernel's estimate, cut to a container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = total  # macOS tells no more
+    if (proc / "meminfo").exists():
+        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
+        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    for limit, used, stat, cached in _CGROUP_FILES:
+        if (cgroup / limit).exists() and (text := (cgroup / limit).read_text().strip()).isdigit():
+            stats = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
+            in_use = int((cgroup / used).read_text()) - int(stats.get(cached, 0))
+            total = min(total, int(text))
+            free = min(free, max(total - in_use, 0))
+    return total, free
