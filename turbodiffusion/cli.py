@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from turbodiffusion import __version__
-from turbodiffusion.errors import RequestError, UserError
+from turbodiffusion.errors import OutputError, RequestError, UserError
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline import Pipeline
@@ -173,6 +173,32 @@ def info(
     Console(highlight=False).print(table)
 
 
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Weights of any family: a file or a folder.")],
+    target: Annotated[Path, typer.Argument(help="A folder, or one part as FILE.safetensors.")],
+    quantize: Annotated[str | None, _option("--quantize", "int8_block stores 8-bit weights.", _HOW, "KIND")] = None,
+) -> None:
+    """Write a checkpoint as safetensors that load by themselves.
+
+    turbodiffusion convert TurboWan2.1-T2V-1.3B-480P.pth turbo.safetensors --quantize int8_block
+
+    turbodiffusion convert Wan2.1-T2V-1.3B/ models/wan
+    """
+    from turbodiffusion.checkpoint.convert import convert
+
+    start = time.perf_counter()
+    try:
+        with Console(stderr=True).status(f"converting {escape(str(source))}"):
+            convert(source, target, quantize=quantize)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
+    summary = f"[green]done[/] {_size(size)} in {time.perf_counter() - start:.1f} s"
+    Console(stderr=True, highlight=False).print(summary, soft_wrap=True)
+    print(target)
+
+
 def _request_words(params: dict[str, Any]) -> dict[str, Any]:
     """The options given that are fields of a request, with a recipe's values under those given by name."""
     from dataclasses import fields
@@ -307,6 +333,10 @@ class _Display:
 def _seconds(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"
 
 
 # ---- the program ----
