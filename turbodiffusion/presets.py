@@ -1,0 +1,259 @@
+"""The models that have a name, at their real sizes and with the defaults they are run with; recipes; video sizes.
+
+Sources: the Wan reports (arXiv 2503.20314) and TurboDiffusion (arXiv 2512.16093) with the files published beside them.
+The demo model is inside this package; its folder's model.json is the truth about it once it is loaded.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from turbodiffusion.errors import RequestError
+from turbodiffusion.models.text import TextConfig
+from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.models.wan import WanConfig, WanTransformer
+
+# width, height
+SIZES = {
+    "480p": {"16:9": (832, 480), "9:16": (480, 832), "4:3": (640, 480), "3:4": (480, 640), "1:1": (640, 640)},
+    "720p": {"16:9": (1280, 720), "9:16": (720, 1280), "4:3": (960, 720), "3:4": (720, 960), "1:1": (960, 960)},
+}
+
+WAN_REPO = "Wan-AI/Wan2.1-T2V-1.3B"  # VAE, text encoder and tokenizer are the same for all Wan models here
+VAE_PATH = "Wan2.1_VAE.pth"
+TEXT_PATH = "models_t5_umt5-xxl-enc-bf16.pth"
+TOKENIZER_PATH = "google/umt5-xxl/spiece.model"
+TOKENIZER_BYTES = 4_500_000  # the one size that no configuration gives
+RELATIVE_BUCKETS = 32  # of umT5's position tables
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One published file: `path` in the hub repository `repo`, the part of the model it holds, about how many bytes.
+
+    Roles: "transformer" (of two experts the high-noise one), "transformer_low", "vae", "text", "tokenizer".
+    """
+
+    repo: str
+    path: str
+    role: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ModelPreset:
+    """A model by name, with what a request takes from it where it says nothing. None: the model has no such thing.
+
+    Attention kind, topk and linears are those of `transformer`. Raises ValueError for fields that exclude each other.
+    """
+
+    name: str
+    title: str
+    file_name: str  # in the names of videos
+    task: str  # "t2v" | "i2v"
+    transformer: WanConfig
+    vae: VAEConfig
+    text: TextConfig
+    sampler: str  # "rcm": distilled, no guidance; "flow": the teacher
+    num_steps: int
+    resolution: str  # a name in SIZES, or "WxH"
+    aspect_ratio: str = "16:9"
+    num_frames: int = 81
+    fps: int = 16
+    experts: int = 1  # 2: a network for high noise and one for low
+    sigma_max: float | None = None  # of rcm
+    shift: float | None = None  # of flow
+    guidance: float | None = None  # of flow; 1: a single forward a step
+    boundary: float | None = None  # flow time at which the second expert takes over
+    published: tuple[tuple[str, str], ...] = ()  # resolution and hub repository; the first is the default
+
+    def __post_init__(self) -> None:
+        if self.task not in ("t2v", "i2v"):
+            raise ValueError(f"task must be t2v or i2v, got {self.task!r}")
+        needed = {"rcm": ("sigma_max",), "flow": ("shift", "guidance")}
+        if self.sampler not in needed:
+            raise ValueError(f"sampler must be rcm or flow, got {self.sampler!r}")
+        for name in needed[self.sampler]:
+            if getattr(self, name) is None:
+                raise ValueError(f"sampler {self.sampler} needs {name}")
+        if self.experts not in (1, 2) or (self.experts == 2) != (self.boundary is not None):
+            raise ValueError(f"two experts need a boundary and one has none: {self.experts} and {self.boundary}")
+
+    @property
+    def width(self) -> int:
+        """Of the default size."""
+        return size_for(self.resolution, self.aspect_ratio)[0]
+
+    @property
+    def height(self) -> int:
+        """Of the default size."""
+        return size_for(self.resolution, self.aspect_ratio)[1]
+
+    def files(self, resolution: str | None = None, *, quantized: bool = False) -> tuple[HubFile, ...]:
+        """What to fetch, for a resolution that was published (another one gets the default's); none for the demo.
+
+        quantized: the transformer in int8 blocks, about half the bytes.
+        """
+        if not self.published:
+            return ()
+        repos = dict(self.published)
+        repo = repos.get(resolution or "", self.published[0][1])
+        kind = "int8_block" if quantized else "off"
+        transformer_bytes = _transformer_bytes(replace(self.transformer, quant_linear=kind))
+        roles = ("transformer", "transformer_low")[: self.experts]
+        return (
+            *(HubFile(repo, self._path(repo, role, quantized), role, transformer_bytes) for role in roles),
+            HubFile(WAN_REPO, VAE_PATH, "vae", _vae_bytes(self.vae)),
+            HubFile(WAN_REPO, TEXT_PATH, "text", 2 * text_parameters(self.text)),
+            HubFile(WAN_REPO, TOKENIZER_PATH, "tokenizer", TOKENIZER_BYTES),
+        )
+
+    def _path(self, repo: str, role: str, quantized: bool) -> str:
+        """The repository's own name, of two experts with high or low before the resolution, then -quant."""
+        stem = repo.split("/")[1]
+        if self.experts == 2:
+            model, resolution = stem.rsplit("-", 1)
+            stem = f"{model}-{'low' if role == 'transformer_low' else 'high'}-{resolution}"
+        return f"{stem}{'-quant' if quantized else ''}.pth"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much work a distilled model puts into a video; `sla_topk` is the part of the key blocks that is kept."""
+
+    num_steps: int
+    sla_topk: float
+
+
+RECIPES = {"draft": Recipe(2, 0.05), "refine": Recipe(4, 0.1), "final": Recipe(4, 0.15)}
+
+_WAN_14B = WanConfig(
+    dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, round_time_to_bf16=True, attention_type="sagesla"
+)
+
+MODELS = {
+    preset.name: preset
+    for preset in (
+        ModelPreset(
+            name="demo",
+            title="Demo: small scenes, trained with this package",
+            file_name="Demo",
+            task="t2v",
+            transformer=WanConfig(dim=256, ffn_dim=1024, num_heads=4, num_layers=8, text_dim=192, text_len=64),
+            vae=VAEConfig(dim=16),
+            text=TextConfig(d_model=192, num_layers=4, num_heads=4, d_kv=48, d_ff=512, vocab_size=4096, text_len=64),
+            sampler="flow",
+            num_steps=30,
+            resolution="256x256",
+            aspect_ratio="1:1",
+            num_frames=33,
+            shift=3.0,
+            guidance=4.0,
+        ),
+        ModelPreset(
+            name="wan2.1-t2v-1.3b",
+            title="TurboWan2.1 T2V 1.3B",
+            file_name="Wan2_1_1_3B",
+            task="t2v",
+            transformer=replace(_WAN_14B, dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+            vae=VAEConfig(),
+            text=TextConfig(),
+            sampler="rcm",
+            num_steps=4,
+            resolution="480p",
+            sigma_max=80.0,
+            published=(("480p", "TurboDiffusion/TurboWan2.1-T2V-1.3B-480P"),),
+        ),
+        ModelPreset(
+            name="wan2.1-t2v-14b",
+            title="TurboWan2.1 T2V 14B",
+            file_name="Wan2_1_14B",
+            task="t2v",
+            transformer=_WAN_14B,
+            vae=VAEConfig(),
+            text=TextConfig(),
+            sampler="rcm",
+            num_steps=4,
+            resolution="480p",
+            sigma_max=80.0,
+            published=(
+                ("480p", "TurboDiffusion/TurboWan2.1-T2V-14B-480P"),
+                ("720p", "TurboDiffusion/TurboWan2.1-T2V-14B-720P"),
+            ),
+        ),
+        ModelPreset(
+            name="wan2.2-i2v-a14b",
+            title="TurboWan2.2 I2V A14B (two experts)",
+            file_name="Wan2_2_A14B",
+            task="i2v",
+            transformer=replace(_WAN_14B, in_dim=36),
+            vae=VAEConfig(),
+            text=TextConfig(),
+            sampler="rcm",
+            num_steps=4,
+            resolution="720p",
+            experts=2,
+            sigma_max=200.0,
+            boundary=0.9,
+            published=(("720p", "TurboDiffusion/TurboWan2.2-I2V-A14B-720P"),),
+        ),
+    )
+}
+
+
+def find_model(name: str) -> ModelPreset:
+    """The preset of that name, case apart. Raises RequestError naming the nearest."""
+    return MODELS[_find("model", name, MODELS)]
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name, case apart. Raises RequestError naming the nearest."""
+    return RECIPES[_find("recipe", name, RECIPES)]
+
+
+def size_for(resolution: str, aspect_ratio: str) -> tuple[int, int]:
+    """Width and height of a named resolution and aspect ratio, or of "WxH", for which aspect_ratio means nothing.
+
+    Raises RequestError naming the nearest for an unknown name; sizes that no model can make are the caller's to refuse.
+    """
+    width, cross, height = resolution.lower().partition("x")
+    if cross and width.isdecimal() and height.isdecimal():
+        return int(width), int(height)
+    sizes = SIZES[_find("resolution", resolution, SIZES, also="a size as 854x480")]
+    return sizes[_find("aspect ratio", aspect_ratio, sizes)]
+
+
+def text_parameters(config: TextConfig) -> int:
+    """The umT5 encoder's number of parameters, without building it (transformers takes seconds to import)."""
+    inner = config.num_heads * config.d_kv
+    layer = 4 * config.d_model * inner + 3 * config.d_model * config.d_ff + 2 * config.d_model
+    layer += RELATIVE_BUCKETS * config.num_heads
+    return config.vocab_size * config.d_model + config.num_layers * layer + config.d_model
+
+
+def _find(kind: str, name: str, known: Iterable[str], also: str = "") -> str:
+    """`name` as it is known. Raises RequestError with the nearest known name first, then all."""
+    known = tuple(known)
+    if name.lower() in known:
+        return name.lower()
+    near = get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RequestError(f"unknown {kind} {name!r}: {hint}there are {', '.join(known)}{f', or {also}' if also else ''}")
+
+
+@lru_cache
+def _transformer_bytes(config: WanConfig) -> int:
+    return _state_bytes(WanTransformer(config, device="meta", dtype=torch.bfloat16))
+
+
+@lru_cache
+def _vae_bytes(config: VAEConfig) -> int:
+    return _state_bytes(WanVAE(config, device="meta"))  # published in float32
+
+
+def _state_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
