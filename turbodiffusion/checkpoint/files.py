@@ -56,23 +56,27 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)  # a safetensors header's
 
 
-def locate(path: str | Path, part: str) -> Path:
-    """The file of `part` (a key of PLACES) under `path`; `path` itself where it is a file.
+def find(path: str | Path, part: str) -> Path | None:
+    """The file of `part` (a key of PLACES) under the folder `path`, or None."""
+    path = Path(path)
+    for place in PLACES[part]:
+        if (path / place).is_file():
+            return path / place
+    lone = [p for p in path.glob("*") if p.suffix in (".pth", ".safetensors")]
+    return lone[0] if len(lone) == 1 and part in ("transformer", "vae", "text") else None
 
-    Raises MissingFilesError when there is none.
-    """
+
+def locate(path: str | Path, part: str) -> Path:
+    """`path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
     path = Path(path)
     if path.is_file():
         return path
     if not path.is_dir():
         raise MissingFilesError(f"{path} does not exist: give a weight file or a folder")
-    for place in PLACES[part]:
-        if (path / place).is_file():
-            return path / place
-    lone = [p for p in sorted(path.iterdir()) if p.suffix in (".pth", ".safetensors")]
-    if part != "tokenizer" and len(lone) == 1:
-        return lone[0]
-    raise MissingFilesError(f"{path} holds no {part} weights: none of {', '.join(PLACES[part])} is there")
+    found = find(path, part)
+    if found is None:
+        raise MissingFilesError(f"{path} holds no {part}: none of {', '.join(PLACES[part])} is there")
+    return found
 
 
 def open_tensors(path: str | Path) -> TensorFile:

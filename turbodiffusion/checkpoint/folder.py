@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ class FolderConfig:
     about: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A part's tensors as a file has them: 8-bit weights as two, with the shapes of those that are no matrices."""
+
+    tensors: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
 def save_folder(
     folder: str | Path,
     *,
@@ -66,21 +74,35 @@ def save_folder(
 
     config: `{"sampling": {...}, "about": {...}}`, both optional and of JSON's types; the parts bring their own
     configurations. tokenizer: the spiece.model to copy. store: None keeps every tensor as it is; "int8_block" keeps the
-    weights of the transformer's blocks, of the text encoder and of the VAE in 8 bits (`blocks_of`).
+    weights of the transformer's blocks, of the text encoder and of the VAE in 8 bits (`in_blocks`).
     Raises CheckpointError for an unknown key of `config`, and where `folder` exists and is not a model folder.
     """
+    modules = {"transformer": transformer, "transformer_low": transformer_low, "vae": vae, "text": text}
+    parts = {part: (m.config, Stored(m.state_dict())) for part, m in modules.items() if m is not None}
+    write_folder(folder, parts, tokenizer, config, store=store)
+
+
+def write_folder(
+    folder: str | Path,
+    parts: Mapping[str, tuple[PartConfig, Stored]],
+    tokenizer: str | Path,
+    config: Mapping[str, Any],
+    *,
+    store: str | None = None,
+) -> None:
+    """As `save_folder`, from the parts' configurations and tensors (keys of FILES)."""
     folder = Path(folder)
     unknown = set(config) - {"sampling", "about"}
     if unknown:
         raise CheckpointError(f"config of a model folder has 'sampling' and 'about', not {', '.join(sorted(unknown))}")
     if folder.exists() and not (folder / "model.json").is_file() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} exists and is not a model folder: choose another name")
+    if "transformer_low" in parts and parts["transformer_low"][0] != parts["transformer"][0]:
+        raise CheckpointError("the two experts of a model must have one configuration")
     model = {
         "version": VERSION,
-        "two_experts": transformer_low is not None,
-        "transformer": dataclasses.asdict(transformer.config),
-        "vae": dataclasses.asdict(vae.config),
-        "text": dataclasses.asdict(text.config),
+        "two_experts": "transformer_low" in parts,
+        **{part: dataclasses.asdict(parts[part][0]) for part in CONFIGS},
         "sampling": dict(config.get("sampling", {})),
         "about": dict(config.get("about", {})),
     }
@@ -89,10 +111,8 @@ def save_folder(
     beside.mkdir(parents=True)
     try:
         (beside / "model.json").write_text(json.dumps(model, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        parts = {"transformer": transformer, "transformer_low": transformer_low, "vae": vae, "text": text}
-        for part, module in parts.items():
-            if module is not None:
-                write_part(beside / FILES[part], part, module.config, module.state_dict(), store=store)
+        for part, (part_config, stored) in parts.items():
+            write_part(beside / FILES[part], part, part_config, stored, store=store)
         shutil.copyfile(tokenizer, beside / "spiece.model")
         _replace(folder, beside)
     finally:
@@ -132,43 +152,42 @@ def config_from(part: str, values: Mapping[str, Any]) -> Any:
     return CONFIGS[part.removesuffix("_low")](**lists_as_tuples)
 
 
-def write_part(
-    path: str | Path, part: str, config: PartConfig, state: Mapping[str, Tensor], *, store: str | None = None
-) -> None:
+def write_part(path: str | Path, part: str, config: PartConfig, stored: Stored, *, store: str | None = None) -> None:
     """Write one part's tensors, in our names, with its configuration in the header.
 
     Raises CheckpointError for linears in 8-bit rows: they are made at load for the GPU at hand and have no file format.
     """
-    rows = [
-        name for name in state if name.endswith(".fp8_weight") or (name.endswith(".scale") and state[name].ndim == 1)
-    ]
-    if rows:
-        raise CheckpointError(f"{rows[0]} is in a row format, which is not stored: save from quant_linear 'off'")
-    stored, shapes = blocks_of(state, part) if store == "int8_block" else (dict(state), {})
+    if store not in (None, "int8_block"):
+        raise CheckpointError(f"store must be None or 'int8_block', not {store!r}")
+    for name, tensor in stored.tensors.items():
+        if name.endswith(".fp8_weight") or (name.endswith(".scale") and tensor.ndim == 1):
+            raise CheckpointError(f"{name} is in a row format, which is not stored: save from quant_linear 'off'")
+    if store:
+        stored = in_blocks(stored, part)
     header = {"version": VERSION, "part": part, "config": dataclasses.asdict(config)}
-    write_tensors(path, stored, {HEADER_KEY: json.dumps(header), SHAPES_KEY: json.dumps(shapes)})
+    write_tensors(path, stored.tensors, {HEADER_KEY: json.dumps(header), SHAPES_KEY: json.dumps(stored.shapes)})
 
 
-def blocks_of(state: Mapping[str, Tensor], part: str) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """The state with its large weights as `X.int8_weight` and `X.scale`, and the shapes of those that were no matrices.
+def in_blocks(stored: Stored, part: str) -> Stored:
+    """The same with the large weights as `X.int8_weight` and `X.scale`.
 
     Large: at least one whole block of 128 x 128; below that, scales and rounding cost more than the bytes are worth. A
     convolution [out, in, ...] is stored as the matrix [out, in * ...]. Of a transformer only the linears of its blocks
     are taken, without proj_l: the published format.
     """
-    stored: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
-    for name, tensor in state.items():
-        eligible = re.match(r"blocks\.(?!.*\.proj_l\.)", name) if part.startswith("transformer") else True
+    tensors: dict[str, Tensor] = {}
+    shapes = dict(stored.shapes)
+    for name, tensor in stored.tensors.items():
+        eligible = not part.startswith("transformer") or re.match(r"blocks\.(?!.*\.proj_l\.)", name)
         large = tensor.ndim >= 2 and tensor.numel() >= BLOCK * BLOCK and tensor.is_floating_point()
         if not (eligible and large and name.endswith(".weight")):
-            stored[name] = tensor
+            tensors[name] = tensor
             continue
         base = name.removesuffix(".weight")
-        stored[f"{base}.int8_weight"], stored[f"{base}.scale"] = quantize_int8_block(tensor.detach().flatten(1))
+        tensors[f"{base}.int8_weight"], tensors[f"{base}.scale"] = quantize_int8_block(tensor.detach().flatten(1))
         if tensor.ndim > 2:
-            shapes[name] = list(tensor.shape)
-    return stored, shapes
+            shapes[name] = tuple(tensor.shape)
+    return Stored(tensors, shapes)
 
 
 def _replace(folder: Path, beside: Path) -> None:

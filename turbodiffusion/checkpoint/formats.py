@@ -162,8 +162,7 @@ def open_checkpoint(path: str | Path, part: str) -> Checkpoint:
     found = [family for family in FAMILIES if family.landmark in plain]
     family = next((family for family in found if family.part == kind), None)
     if family is None:
-        what = f"it holds a {found[0].part}" if found else f"none of the known families has {some(list(plain))}"
-        raise CheckpointError(f"{file.path} is not a Wan {kind} checkpoint: {what}")
+        raise CheckpointError(f"{file.path} is not a Wan {kind} checkpoint: {_what(found, list(plain))}")
     sources: dict[str, tuple[str, ...]] = {}
     for bare, original in plain.items():
         name = family.rename(bare)
@@ -179,6 +178,20 @@ def open_checkpoint(path: str | Path, part: str) -> Checkpoint:
         sources[f"{base}.weight"] = sources.pop(name) + sources.pop(f"{base}.scale")
     shapes = _shapes(file, sources)
     return Checkpoint(file.path, kind, shapes, file.metadata, file, sources)
+
+
+def part_of(path: str | Path) -> str:
+    """Which part a weight file holds: "transformer", "vae" or "text". Raises CheckpointError for none."""
+    file = open_tensors(path)
+    plain = [name.removeprefix("net.") for name in file.shapes]
+    found = [family for family in FAMILIES if family.landmark in plain]
+    if not found:
+        raise CheckpointError(f"{file.path} is not a Wan checkpoint: {_what(found, plain)}")
+    return found[0].part
+
+
+def _what(found: list[Family], names: list[str]) -> str:
+    return f"it holds a {found[0].part}" if found else f"none of the known families has {some(names)}"
 
 
 def _shapes(file: TensorFile, sources: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[int, ...]]:

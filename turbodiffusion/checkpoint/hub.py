@@ -1,6 +1,20 @@
-"""Files on a hub: what a model needs, fetched through huggingface_hub and checked."""
+"""Files on a hub: what a model needs, fetched through huggingface_hub, checked, and named when they are missing.
 
+huggingface_hub resumes a cut transfer, compares sizes and keeps the cache; HF_ENDPOINT, HF_HUB_OFFLINE, HF_HOME and
+HF_TOKEN are its own. Over plain HTTP it does not compare checksums: that is done here, once, after the download. A file
+that is in the cache is used as it is, without asking the hub.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbodiffusion.errors import CheckpointError, MissingFilesError
+
+OnProgress = Callable[["HubFile", int, int], None]  # the file, its bytes so far, its bytes in all
 
 
 @dataclass(frozen=True)
@@ -11,3 +25,105 @@ class HubFile:
     path: str
     role: str
     bytes: int
+
+
+def fetch(
+    files: Sequence[HubFile], *, endpoint: str | None = None, on_progress: OnProgress | None = None
+) -> dict[str, Path]:
+    """Local paths of the files by their `path`, downloading what is not in the cache.
+
+    endpoint: the hub's address, by default HF_ENDPOINT's or the public one.
+    Raises MissingFilesError, which tells the files, their sizes, the reason and the command that fetches them;
+    CheckpointError when what came has another SHA-256 than the hub states (it is removed from the cache).
+    """
+    # Not at the top: half a second, for a module that every command imports through the presets.
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    found = {}
+    for file in files:
+        cached = try_to_load_from_cache(file.repo, file.path)
+        if isinstance(cached, str):
+            found[file.path] = Path(cached)
+    missing = [file for file in files if file.path not in found]
+    if missing and constants.HF_HUB_OFFLINE:
+        raise MissingFilesError(_missing(missing, "HF_HUB_OFFLINE is set", endpoint))
+    for place, file in enumerate(missing):
+        try:
+            found[file.path] = _download(file, endpoint, on_progress)
+        except CheckpointError:
+            raise
+        except Exception as error:  # errors of the HTTP client come through, and the library has changed its client
+            raise MissingFilesError(_missing(missing[place:], _reason(file, error), endpoint)) from None
+    return found
+
+
+def _download(file: HubFile, endpoint: str | None, on_progress: OnProgress | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    bar: dict[str, Any] = {"tqdm_class": _progress_bar(file, on_progress)} if on_progress else {}
+    path = Path(hf_hub_download(file.repo, file.path, endpoint=endpoint, **bar))
+    blob = path.resolve()
+    # The cache names a blob by the hub's ETag, which is the SHA-256 of a large (LFS) file and a git hash of a small one.
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        with blob.open("rb") as stream:
+            actual = hashlib.file_digest(stream, "sha256").hexdigest()
+        if actual != blob.name:
+            path.unlink()
+            blob.unlink()
+            raise CheckpointError(
+                f"{file.path} from {file.repo} came damaged and was removed, run again: "
+                f"its SHA-256 is {actual[:12]}..., the hub's {blob.name[:12]}..."
+            )
+    return path
+
+
+def _progress_bar(file: HubFile, on_progress: OnProgress) -> type:
+    """A tqdm class that prints nothing and calls `on_progress`."""
+    from tqdm.auto import tqdm
+
+    class Report(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options | {"disable": True}))
+            self._done, self._total = options.get("initial") or 0, options.get("total") or file.bytes
+
+        def update(self, n: float | None = 1) -> None:
+            self._done += int(n or 0)
+            on_progress(file, self._done, self._total)
+
+    return Report
+
+
+def _reason(file: HubFile, error: Exception) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return f"{file.repo} wants its terms accepted: log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{file.repo} does not exist there, or is private"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "the hub cannot be reached"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{file.repo} has no file {file.path}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _missing(files: Sequence[HubFile], reason: str, endpoint: str | None) -> str:
+    from huggingface_hub import constants
+
+    by_repo: dict[str, list[str]] = {}
+    for file in files:
+        by_repo.setdefault(file.repo, []).append(file.path)
+    address = endpoint or constants.ENDPOINT
+    setting = f"HF_ENDPOINT={endpoint} " if endpoint else ""
+    commands = [f"{setting}hf download {repo} {' '.join(paths)}" for repo, paths in by_repo.items()]
+    listed = ", ".join(f"{file.path} ({file.role}, {_size(file.bytes)}) of {file.repo}" for file in files)
+    total = _size(sum(file.bytes for file in files))
+    number = "1 file is" if len(files) == 1 else f"{len(files)} files are"
+    return f"{number} missing, {total} from {address}: {listed}; {reason}; fetch with: {' && '.join(commands)}"
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"

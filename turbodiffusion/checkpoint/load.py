@@ -80,11 +80,14 @@ def _slots(model: nn.Module) -> dict[str, _Slot]:
     return slots
 
 
+def check(model: nn.Module, checkpoint: Checkpoint, allow_missing: Sequence[str] = ()) -> list[str]:
+    """Raise CheckpointError unless the checkpoint has what the model wants; return what is missing and may be."""
+    return _check(checkpoint, _slots(model), allow_missing)
+
+
 def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missing: Sequence[str] = ()) -> None:
     slots = _slots(model)
-    absent = [name for name in slots if name not in checkpoint.shapes]
-    allowed = [name for name in absent if set(name.split(".")) & set(allow_missing)]
-    _check(checkpoint, slots, [name for name in absent if name not in allowed])
+    allowed = _check(checkpoint, slots, allow_missing)
     with torch.no_grad():
         for name in checkpoint.shapes:
             slot = slots[name]
@@ -98,7 +101,10 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missin
             _put(slot.module, slot.leaf, torch.zeros(slot.shape), device)
 
 
-def _check(checkpoint: Checkpoint, slots: Mapping[str, _Slot], missing: list[str]) -> None:
+def _check(checkpoint: Checkpoint, slots: Mapping[str, _Slot], allow_missing: Sequence[str]) -> list[str]:
+    absent = [name for name in slots if name not in checkpoint.shapes]
+    allowed = [name for name in absent if set(name.split(".")) & set(allow_missing)]
+    missing = [name for name in absent if name not in allowed]
     unknown = [name for name in checkpoint.shapes if name not in slots]
     misshapen = [
         f"{name} is {list(shape)} where the model has {list(slots[name].shape)}"
@@ -118,6 +124,7 @@ def _check(checkpoint: Checkpoint, slots: Mapping[str, _Slot], missing: list[str
         faults.append(f"of another shape {len(misshapen)}: {some(misshapen)}")
     if faults:
         raise CheckpointError(f"{checkpoint.path} does not fit the {checkpoint.part}: {'; '.join(faults)}")
+    return allowed
 
 
 def _put(module: nn.Module, leaf: str, value: Tensor, device: Device) -> None:
