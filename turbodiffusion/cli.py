@@ -22,6 +22,7 @@ from turbodiffusion.errors import OutputError, RequestError, UserError
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline import Pipeline
+    from turbodiffusion.presets import HubFile
     from turbodiffusion.request import Progress, Request, Result
 
 app = typer.Typer(
@@ -199,21 +200,55 @@ def convert(
     print(target)
 
 
+@app.command()
+def models() -> None:
+    """List the models that have a name, and whether their files are on this machine."""
+    from turbodiffusion.presets import MODELS
+
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("name", no_wrap=True)
+    table.add_column("makes", overflow="fold", min_width=8)
+    for title in ("frames", "steps", "files", "here"):
+        table.add_column(title, no_wrap=title == "files")
+    if console.width >= 110:
+        table.add_column("what")
+    for preset in MODELS.values():
+        files = preset.files()
+        row = [
+            f"[bold]{preset.name}[/]",
+            f"{preset.width}x{preset.height} from {'a picture' if preset.task == 'i2v' else 'text'}",
+            str(preset.num_frames),
+            str(preset.num_steps),
+            _size(sum(file.bytes for file in files)) if files else "inside",
+            _here(files),
+            preset.title,
+        ]
+        table.add_row(*row[: len(table.columns)])
+    console.print(table)
+
+
+def _here(files: Sequence["HubFile"]) -> str:
+    """Whether files are in the hub's cache: yes, no, or how many of them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    there = sum(isinstance(try_to_load_from_cache(file.repo, file.path), str) for file in files)
+    return "[green]yes[/]" if there == len(files) else f"{there} of {len(files)}" if there else "no"
+
+
 def _request_words(params: dict[str, Any]) -> dict[str, Any]:
     """The options given that are fields of a request, with a recipe's values under those given by name."""
     from dataclasses import fields
 
-    from turbodiffusion.presets import RECIPES
+    from turbodiffusion.presets import find_recipe
     from turbodiffusion.request import Request
 
     names = {field.name for field in fields(Request)}
     given = {name: value for name, value in params.items() if name in names and value is not None}
-    recipe = params["recipe"]
-    if recipe is None:
+    if params["recipe"] is None:
         return given
-    if recipe not in RECIPES:
-        raise RequestError(f"there is no recipe {recipe!r}; {', '.join(RECIPES)} are")
-    return {"num_steps": RECIPES[recipe].num_steps, "sla_topk": RECIPES[recipe].sla_topk, **given}
+    recipe = find_recipe(params["recipe"])
+    return {"num_steps": recipe.num_steps, "sla_topk": recipe.sla_topk, **given}
 
 
 def _read_prompts(path: Path) -> list[str]:
