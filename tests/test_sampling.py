@@ -58,8 +58,10 @@ def test_rcm_times_refuse_other_step_counts(num_steps):
 
 def test_rcm_times_refuse_a_sigma_max_below_the_second_time():
     assert len(rcm_times(1, 5.0)) == 2
-    with pytest.raises(ValueError, match=r"at least 14\.10"):
+    with pytest.raises(ValueError, match=r"sigma_max 5 is not above the schedule's next level, 14\.10"):
         rcm_times(2, 5.0)
+    with pytest.raises(ValueError, match="sigma_max -1 is not above"):
+        rcm_times(1, -1.0)
 
 
 def test_flow_times_written_out():

@@ -7,7 +7,6 @@ Schedule and state are float64: at t near 1 a float32 keeps few digits of 1 - t.
 """
 
 import hashlib
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,10 +54,10 @@ def rcm_times(num_steps: int, sigma_max: float) -> list[float]:
     """
     if not 1 <= num_steps <= len(RCM_MID_ANGLES) + 1:
         raise ValueError(f"num_steps {num_steps}: a distilled model takes 1 to {len(RCM_MID_ANGLES) + 1}")
-    angles = [math.atan(sigma_max), *RCM_MID_ANGLES[: num_steps - 1]]
-    if any(later >= earlier for earlier, later in itertools.pairwise(angles)):
-        raise ValueError(f"sigma_max {sigma_max:g} is below the next time: at least {math.tan(angles[1]):.2f}")
-    return [math.sin(a) / (math.cos(a) + math.sin(a)) for a in angles] + [0.0]
+    angles = [math.atan(sigma_max), *RCM_MID_ANGLES[: num_steps - 1], 0.0]
+    if angles[0] <= angles[1]:
+        raise ValueError(f"sigma_max {sigma_max:g} is not above the schedule's next level, {math.tan(angles[1]):.2f}")
+    return [math.sin(a) / (math.cos(a) + math.sin(a)) for a in angles]
 
 
 def flow_times(num_steps: int, shift: float) -> list[float]:

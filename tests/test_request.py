@@ -1,0 +1,222 @@
+"""Requests: what is refused and in which words, what is filled in, and the way through JSON."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from turbodiffusion.errors import OutputError, RequestError
+from turbodiffusion.presets import MODELS, find_model
+from turbodiffusion.request import MAX_SEED, WAN_NEGATIVE_PROMPT, Request, Result, made_size
+
+T2V, I2V, DEMO = find_model("wan2.1-t2v-14b"), find_model("wan2.2-i2v-a14b"), find_model("demo")
+TEACHER = replace(DEMO, name="teacher", sampler="flow", shift=5.0, guidance=6.0, num_steps=50)
+
+
+def ask(prompt="a cat", **fields):
+    return Request(prompt=prompt, **fields)
+
+
+def test_defaults_of_a_distilled_model_are_filled_in():
+    r = ask(seed=7).resolve(T2V)
+    assert r == Request(
+        prompt="a cat",
+        model="wan2.1-t2v-14b",
+        resolution="480p",
+        aspect_ratio="16:9",
+        num_frames=81,
+        num_steps=4,
+        seed=7,
+        sigma_max=80.0,
+        attention_type="sagesla",
+        sla_topk=0.1,
+    )
+    assert r.size == (832, 480)
+
+
+def test_defaults_of_two_experts_and_of_a_teacher():
+    r = ask(image="cat.png").resolve(I2V)
+    assert (r.sigma_max, r.boundary, r.size) == (200.0, 0.9, (1280, 720))
+    r = ask(attention_type="original").resolve(TEACHER)
+    assert (r.shift, r.guidance, r.num_steps, r.sigma_max, r.sla_topk) == (5.0, 6.0, 50, None, None)
+    assert r.negative_prompt == ""
+
+
+def test_wans_own_negative_prompt_goes_to_models_with_its_text_encoder():
+    wan = replace(T2V, sampler="flow", shift=5.0, guidance=5.0)
+    assert ask().resolve(wan).negative_prompt == WAN_NEGATIVE_PROMPT
+    assert ask(negative_prompt="").resolve(wan).negative_prompt == ""
+
+
+@pytest.mark.parametrize("preset", MODELS.values(), ids=MODELS)
+def test_resolving_twice_changes_nothing(preset):
+    image = "cat.png" if preset.task == "i2v" else None
+    once = ask(image=image).resolve(preset)
+    assert once.resolve(preset) == once
+    assert once.notices(preset) == ()
+    assert Request.from_json(once.to_json()) == once
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "words"),
+    [
+        (T2V, {"prompt": "  \n"}, "prompt is empty"),
+        (T2V, {"num_frames": 80}, r"80 frames: .* 33 to 161, 4k\+1; 81 is the nearest"),
+        (T2V, {"num_frames": 83}, "81 is the nearest"),
+        (T2V, {"num_frames": 17}, "33 is the nearest"),
+        (T2V, {"num_frames": 1001}, "161 is the nearest"),
+        (T2V, {"num_frames": -3}, "33 is the nearest"),
+        (DEMO, {"num_frames": 1}, "5 is the nearest"),
+        (T2V, {"num_steps": 5}, "num_steps 5: a distilled model takes 1 to 4"),
+        (T2V, {"num_steps": 0}, "num_steps 0: a distilled model takes 1 to 4"),
+        (TEACHER, {"num_steps": 201}, "takes 1 to 200, 50 by default"),
+        (T2V, {"sigma_max": 3.0}, r"sigma_max 3 is not above the schedule's next level, 14\.10"),
+        (T2V, {"sigma_max": -1.0, "num_steps": 1}, "sigma_max -1"),
+        (T2V, {"resolution": "32x480"}, "32x480 is too small: .* 64x480 is the nearest"),
+        (T2V, {"resolution": "8000x480"}, "too large: .* 1920x480 is the nearest"),
+        (T2V, {"resolution": "0x0"}, "64x64 is the nearest"),
+        (T2V, {"resolution": "460p"}, "did you mean '480p'"),
+        (T2V, {"resolution": "wide"}, "480p, 720p, or a size as 854x480"),
+        (T2V, {"resolution": "854x"}, "854x"),
+        (T2V, {"aspect_ratio": "16x9"}, "did you mean '16:9'"),
+        (T2V, {"resolution": "854x480", "aspect_ratio": "16:9"}, "goes with a named resolution"),
+        (T2V, {"seed": -1}, f"seed -1: 0 .* to {MAX_SEED}"),
+        (T2V, {"seed": MAX_SEED + 1}, "seed"),
+        (T2V, {"image": "cat.png"}, "makes videos from text alone"),
+        (I2V, {}, "starts from an image"),
+        (I2V, {"image": "c.png", "boundary": 0.4}, r"boundary 0\.4: .* 0\.5 to 1, 0\.9 by default"),
+        (I2V, {"image": "c.png", "boundary": 1.1}, "0.5 to 1"),
+        (T2V, {"sla_topk": 0.0}, "sla_topk 0: .* over 0 and up to 1"),
+        (T2V, {"sla_topk": 10.0}, "sla_topk 10"),
+        (T2V, {"attention_type": "flash"}, "there are auto, original, sla, sage, sagesla"),
+        (T2V, {"quant_linear": "int4"}, "there are auto, on, off, int8_block"),
+        (TEACHER, {"shift": 0.0}, "shift 0: 0.1 to 100, 5 by default"),
+        (TEACHER, {"guidance": -1.0}, "guidance -1"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_in_one_line(preset, fields, words):
+    with pytest.raises(RequestError, match=words) as error:
+        ask(**fields).resolve(preset)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"num_frames": n} for n in (33, 81, 161)] + [{"num_steps": n} for n in (1, 2, 3, 4)]
+)
+def test_the_ends_of_the_ranges_are_allowed(fields):
+    assert vars(ask(**fields).resolve(T2V)).items() >= fields.items()
+    assert ask(sla_topk=1.0).resolve(T2V).sla_topk == 1.0
+    assert ask(num_frames=5).resolve(DEMO).num_frames == 5
+    for boundary in (0.5, 1.0):
+        assert ask(image="c.png", boundary=boundary).resolve(I2V).boundary == boundary
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_frames": "81"}, "num_frames: a whole number is needed, not '81'"),
+        ({"num_frames": 81.0}, "num_frames: a whole number"),
+        ({"seed": True}, "seed: a whole number"),
+        ({"ode": 1}, "ode: true or false"),
+        ({"sigma_max": "80"}, "sigma_max: a number"),
+        ({"sigma_max": float("nan")}, "sigma_max: a finite number"),
+        ({"prompt": None}, "prompt: text is needed"),
+        ({"attention_type": None}, "attention_type: text is needed"),
+    ],
+)
+def test_fields_have_types(fields, words):
+    with pytest.raises(RequestError, match=words):
+        ask(**fields)
+
+
+def test_a_whole_number_is_a_number_and_a_path_is_text():
+    r = ask(sigma_max=80, image=Path("pictures") / "cat.png")
+    assert type(r.sigma_max) is float
+    assert r.image == str(Path("pictures") / "cat.png")
+    assert Request.from_json(r.to_json()) == r
+
+
+@pytest.mark.parametrize(
+    ("resolution", "aspect_ratio", "size", "made"),
+    [
+        ("480p", "9:16", (480, 832), (480, 832)),
+        ("720p", None, (1280, 720), (1280, 720)),
+        ("854x480", None, (854, 480), (864, 480)),
+        ("65X100", None, (65, 100), (80, 112)),
+    ],
+)
+def test_sizes(resolution, aspect_ratio, size, made):
+    r = ask(resolution=resolution, aspect_ratio=aspect_ratio).resolve(T2V)
+    assert r.size == size
+    assert made_size(*size) == made
+
+
+def test_seed_zero_draws_one_and_another_stays():
+    drawn = {ask().resolve(T2V).seed for _ in range(8)}
+    assert len(drawn) == 8 and all(0 < seed <= MAX_SEED for seed in drawn)
+    assert ask(seed=42).resolve(T2V).seed == 42
+
+
+def test_8_bit_linears_by_name():
+    assert ask(quant_linear="on").resolve(T2V).quant_linear == "int8_block"
+    assert ask(quant_linear="fp8_row").resolve(T2V).quant_linear == "fp8_row"
+    assert ask().resolve(T2V).quant_linear == "auto"
+
+
+def test_what_a_model_does_not_use_is_told_and_left_out():
+    r = ask(negative_prompt="blur", guidance=5, shift=3.0, boundary=0.9, adaptive_resolution=True)
+    assert [n.split()[0] for n in r.notices(T2V)] == [
+        "negative_prompt",
+        "guidance",
+        "shift",
+        "boundary",
+        "adaptive_resolution",
+    ]
+    assert "wan2.1-t2v-14b is distilled and runs without guidance" in r.notices(T2V)[0]
+    resolved = r.resolve(T2V)
+    assert (resolved.negative_prompt, resolved.guidance, resolved.boundary) == (None, None, None)
+    assert resolved.adaptive_resolution is False
+    teacher = ask(sigma_max=80.0, ode=True, sla_topk=0.2, attention_type="sage")
+    assert [n.split()[0] for n in teacher.notices(TEACHER)] == ["sigma_max", "ode", "sla_topk"]
+
+
+def test_json_names_what_it_does_not_know():
+    with pytest.raises(RequestError, match="unknown field n_frames, sead; a request has prompt, "):
+        Request.from_json({"prompt": "a cat", "n_frames": 81, "sead": 1})
+    with pytest.raises(RequestError, match="prompt is missing"):
+        Request.from_json("{}")
+    with pytest.raises(RequestError, match="an object is needed, not list"):
+        Request.from_json("[]")
+    with pytest.raises(RequestError, match="not a request in JSON"):
+        Request.from_json('{"prompt": ')
+    with pytest.raises(RequestError, match="num_steps: a whole number"):
+        Request.from_json('{"prompt": "a cat", "num_steps": "4"}')
+
+
+def test_json_holds_every_field_and_plain_chinese():
+    r = ask(prompt="一只橙色的猫", seed=3)
+    assert "一只橙色的猫" in r.to_json()
+    assert set(json.loads(r.to_json())) == set(vars(r))
+
+
+def result(folder_name="t2v_42_Demo_20251224_153000.mp4"):
+    frames = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
+    return Result(ask(seed=42).resolve(DEMO), frames, b"an mp4", folder_name, {"load": 1.0})
+
+
+def test_result_saves_whole_files(tmp_path):
+    path = result().save(tmp_path / "new")
+    assert path == tmp_path / "new" / "t2v_42_Demo_20251224_153000.mp4"
+    assert path.read_bytes() == b"an mp4"
+    assert result().save(tmp_path / "new") != path
+    sheet = result().contact_sheet(tmp_path / "sheet.png")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+
+
+def test_result_leaves_nothing_where_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError):
+        result().save(tmp_path / "file")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
