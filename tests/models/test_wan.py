@@ -161,3 +161,218 @@ def test_unpatchify_reads_features_by_place_then_channel():
     t, h, w = 1, 1, 2
     patch = video[0, :, t, 2 * h : 2 * h + 2, 2 * w : 2 * w + 2]
     assert torch.equal(patch.permute(1, 2, 0).flatten(), patches[0, (t * 2 + h) * 3 + w])
+
+
+REAL = {
+    "wan2.1-t2v-1.3b": (WanConfig(1536, 8960, 12, 30), 1.419e9),
+    "wan2.1-t2v-14b": (WanConfig(5120, 13824, 40, 40), 14.289e9),
+    "wan2.2-i2v-a14b": (WanConfig(5120, 13824, 40, 40, in_dim=36), 14.289e9),
+    "wan2.1-i2v-14b": (WanConfig(5120, 13824, 40, 40, in_dim=36, image_dim=1280), 16.4e9),
+}
+
+
+@pytest.mark.parametrize(("config", "parameters"), REAL.values(), ids=REAL)
+def test_real_sizes_have_diffusers_tensors(config, parameters):
+    with torch.device("meta"):
+        theirs = {key: tuple(w.shape) for key, w in diffusers_model(config).state_dict().items()}
+    theirs["patch_embedding.weight"] = (config.dim, config.in_dim * 4)
+    ours = WanTransformer(config, device="meta").state_dict()
+    assert {diffusers_key(key): tuple(w.shape) for key, w in ours.items()} == theirs
+    assert sum(w.numel() for w in ours.values()) == pytest.approx(parameters, rel=0.001)
+
+
+@pytest.mark.parametrize("attention_type", ["original", "sla", "sage", "sagesla"])
+@pytest.mark.parametrize("quant_linear", ["off", "int8_block", "fp8_row"])
+def test_keys_of_every_kind(attention_type, quant_linear):
+    config = dataclasses.replace(SMALL, image_dim=80, attention_type=attention_type, quant_linear=quant_linear)
+    keys = set(WanTransformer(config, device="meta").state_dict())
+    dense = set(WanTransformer(dataclasses.replace(SMALL, image_dim=80), device="meta").state_dict())
+    if attention_type in ("sla", "sagesla"):
+        dense |= {f"blocks.{n}.self_attn.attention.proj_l.{w}" for n in range(2) for w in ("weight", "bias")}
+    if quant_linear != "off":
+        matrices = ("q", "k", "v", "o", "k_img", "v_img", "0", "2")
+        replaced = {
+            key
+            for key in dense
+            if key.startswith("blocks.") and key.endswith(".weight") and key.split(".")[-2] in matrices
+        }
+        assert len(replaced) == 2 * 12
+        dense -= replaced
+        for name in ("scale", "fp8_weight" if quant_linear == "fp8_row" else "int8_weight"):
+            dense |= {key.removesuffix("weight") + name for key in replaced}
+    assert keys == dense
+
+
+def test_dtypes_are_the_constructors():
+    config = dataclasses.replace(SMALL, image_dim=80, attention_type="sla")
+    state = WanTransformer(config, device="meta", dtype=torch.bfloat16).state_dict()
+    wide = {key for key, weight in state.items() if weight.dtype == torch.float32}
+    wide_parts = ("time_", "head.", "modulation", "norm", "proj_l", "img_emb.proj.0", "img_emb.proj.4")
+    assert wide == {key for key in state if any(part in key for part in wide_parts)}
+    assert all(weight.dtype == torch.bfloat16 for key, weight in state.items() if key not in wide)
+
+
+TINY = WanConfig(dim=32, ffn_dim=48, num_heads=2, num_layers=2, freq_dim=16, text_dim=12, text_len=5)
+
+
+def perturbed(config: WanConfig, dtype: torch.dtype = torch.float32) -> WanTransformer:
+    """A network whose head is not zero, so that everything behind it shows."""
+    torch.manual_seed(0)
+    model = WanTransformer(config, dtype=dtype)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1 * torch.randn_like(weight)
+    return model
+
+
+def inputs(config: WanConfig, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(batch, config.in_dim, 3, 8, 6, generator=generator)
+    t = 1000 * torch.rand(batch, generator=generator)
+    return x, t, torch.randn(batch, config.text_len, config.text_dim, generator=generator)
+
+
+@torch.no_grad()
+def test_videos_of_a_batch_do_not_mix():
+    model, (x, t, text) = perturbed(TINY), inputs(TINY)
+    together = model(x, t, model.encode_context(text))
+    apart = [model(x[i : i + 1], t[i : i + 1], model.encode_context(text[i : i + 1])) for i in range(2)]
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)  # other shapes, other order of sums
+
+
+@pytest.mark.parametrize("attention_type", ["original", "sla"])
+def test_every_weight_receives_a_gradient(attention_type):
+    config = dataclasses.replace(TINY, image_dim=10, attention_type=attention_type, sla_block_q=16, sla_block_k=8)
+    model, (x, t, text) = perturbed(config), inputs(config)
+    x.requires_grad_()
+    model(x, t, model.encode_context(text, torch.randn(2, 3, 10))).square().sum().backward()
+    assert x.grad.abs().max() > 0
+    assert not [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+
+
+def test_gradient_is_the_slope():
+    """Directional derivative of the whole network in float32 against a central difference."""
+    model, (x, t, text) = perturbed(TINY), inputs(TINY)
+    direction = torch.randn_like(x)
+
+    def loss(step: float) -> Tensor:
+        return model(x + step * direction, t, model.encode_context(text)).square().mean()
+
+    x.requires_grad_()
+    loss(0.0).backward()
+    with torch.no_grad():
+        slope = (loss(1e-2) - loss(-1e-2)) / 2e-2
+    # 1 %: the difference's own error, of third order in the step and of float32 rounding over it
+    assert float((x.grad * direction).sum()) == pytest.approx(float(slope), rel=0.01)
+
+
+@torch.no_grad()
+def test_autocast_leaves_the_time_path_and_the_head_in_float32():
+    model, (x, t, text) = perturbed(TINY), inputs(TINY)
+    expected = model.time_modulation(t)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = model.time_modulation(t)
+        velocity = model(x, t, model.encode_context(text))
+    assert all(map(torch.equal, actual, expected))
+    assert velocity.dtype == torch.float32
+    # 5 %: bfloat16 linears (2^-9 a rounding) in two blocks; above 0, or autocast had no effect
+    assert 0 < relative(velocity, model(x, t, model.encode_context(text))) < 0.05
+
+
+@torch.no_grad()
+def test_time_is_rounded_to_bfloat16_where_the_checkpoint_was_trained_so():
+    rounding = perturbed(dataclasses.replace(TINY, round_time_to_bf16=True))
+    exact = WanTransformer(TINY)
+    exact.load_state_dict(rounding.state_dict())
+    times, rounded = torch.tensor([987.65, 608.98]), torch.tensor([988.0, 608.0])
+    assert all(map(torch.equal, rounding.time_modulation(times), exact.time_modulation(rounded)))
+    assert not torch.equal(exact.time_modulation(times)[0], exact.time_modulation(rounded)[0])
+
+
+@pytest.mark.slow
+def test_compiles_without_a_break_and_for_another_size():
+    """The training step as torch.compile captures it; "eager" runs the captured graph without generating code."""
+    model, (x, t, text) = perturbed(dataclasses.replace(TINY, num_layers=1)), inputs(TINY)
+
+    def loss(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(x, t, model.encode_context(text)).square().mean()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="eager")
+    for video in (x, x[:, :, :2]):
+        expected = torch.autograd.grad(loss(video), model.head.head.weight)
+        assert torch.equal(torch.autograd.grad(compiled(video), model.head.head.weight)[0], expected[0])
+
+
+def test_training_may_follow_generation_of_the_same_size():
+    model, (x, t, text) = perturbed(TINY), inputs(TINY)
+    x = x[:, :, :, :4]  # a size of its own: its rope angles are first made here
+    with torch.inference_mode():
+        model(x, t, model.encode_context(text))
+    model(x, t, model.encode_context(text)).sum().backward()
+    assert model.patch_embedding.weight.grad.any()
+
+
+@torch.no_grad()
+def test_fresh_network_is_ready_for_training():
+    torch.manual_seed(0)
+    model = WanTransformer(SMALL)
+    x, t, text = torch.randn(1, 16, 1, 4, 4), torch.ones(1), torch.randn(1, SMALL.text_len, SMALL.text_dim)
+    assert not model(x, t, model.encode_context(text)).any()
+    block = model.blocks[0]
+    bound = (6 / (SMALL.dim + SMALL.ffn_dim)) ** 0.5  # Xavier's
+    assert 0.99 * bound < block.ffn[0].weight.abs().max() <= bound
+    assert model.text_embedding[0].weight.std() == pytest.approx(0.02, rel=0.05)
+    assert block.modulation.std() == pytest.approx(SMALL.dim**-0.5, rel=0.1)
+    biases = [weight for name, weight in model.named_parameters() if name.endswith(".bias")]
+    assert not any(weight.any() for weight in biases)
+
+
+def test_reset_parameters_forgets_what_was_loaded():
+    config = dataclasses.replace(TINY, image_dim=10, attention_type="sla")
+    model = perturbed(config)
+    torch.manual_seed(3)
+    model.reset_parameters()
+    torch.manual_seed(3)
+    fresh = WanTransformer(config, device="meta").to_empty(device="cpu")
+    fresh.reset_parameters()
+    assert all(torch.equal(weight, fresh.state_dict()[key]) for key, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dim": 130}, "num_heads times an even head dim"),
+        ({"num_heads": 64}, "at least 6"),
+        ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
+        ({"ffn_dim": 1.5}, "ffn_dim must be a positive integer, got 1.5"),
+        ({"image_dim": 0}, "image_dim must be a positive integer"),
+        ({"freq_dim": 63}, "freq_dim must be even"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"sla_topk": 0.0}, "sla_topk must be over 0"),
+        ({"sla_topk": 1.5}, "at most 1"),
+        ({"sla_block_q": -64}, "sla_block_q must be a positive integer"),
+        ({"attention_type": "flash"}, "one of original, sla, sage, sagesla, got 'flash'"),
+        ({"quant_linear": "on"}, "one of off, int8_block, int8_row, fp8_row, got 'on'"),
+    ],
+)
+def test_impossible_configurations_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
+
+
+def test_misshapen_inputs_are_refused():
+    model, (x, t, text) = perturbed(TINY), inputs(TINY)
+    context = model.encode_context(text)
+    with pytest.raises(ValueError, match=r"x_BCTHW must be \[B, 16, T, even H, even W\], got \[2, 16, 3, 8, 5\]"):
+        model(x[..., :5], t, context)
+    with pytest.raises(ValueError, match=r"got \[2, 15, 3, 8, 6\]"):
+        model(x[:, :15], t, context)
+    with pytest.raises(ValueError, match=r"t_B must be \[2\], one time a video, got \[1\]"):
+        model(x, t[:1], context)
+    with pytest.raises(ValueError, match=r"text_BSE must be \[B, 5, 12\], got \[2, 4, 12\]"):
+        model.encode_context(text[:, :4])
+    with pytest.raises(ValueError, match="image_BNE fits no network"):
+        model.encode_context(text, torch.zeros(2, 3, 10))
+    with pytest.raises(ValueError, match="image_BNE is needed"):
+        perturbed(dataclasses.replace(TINY, image_dim=10)).encode_context(text)
