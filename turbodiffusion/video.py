@@ -152,10 +152,16 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def read_frames(path: str | os.PathLike[str]) -> Frames:
     """All frames of a video, uint8 [F, H, W, 3]. FFmpeg's conversion truncates: up to 2 of 255 darker than encoded."""
     with _reading(path) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = [_to_rgb(frame) for frame in container.decode(video=0)]
     if not frames:
         raise UserError(f"{path} holds no frames")
     return np.stack(frames)
+
+
+def _to_rgb(frame: Any) -> NDArray[np.uint8]:
+    """RGB [H, W, 3]. PyAV before 17 heeds a frame's matrix only where another one is asked of the (RGB!) result."""
+    matrix = {"src_colorspace": "ITU709", "dst_colorspace": "ITU601"} if frame.colorspace == _BT709 else {}
+    return frame.reformat(format="rgb24", **matrix).to_ndarray()
 
 
 # ---- names and files ----
