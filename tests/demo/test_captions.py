@@ -1,0 +1,103 @@
+import re
+
+import numpy as np
+import pytest
+
+from turbodiffusion.demo.captions import caption, with_article
+from turbodiffusion.demo.factors import CLASSES, COLOURS, NATURAL, Factors, is_held_out, labels, sample_factors
+from turbodiffusion.demo.gap import describe_gap, unknown_words
+from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, SUBJECTS
+
+CAT = Factors("cat", NATURAL, "run", "right", "", "", "garden", "sunny", "", "", 0)
+
+
+def test_subject_table_is_consistent():
+    assert len({row.name for row in SUBJECTS}) == len({row.chinese for row in SUBJECTS}) == len(SUBJECTS)
+    for row in SUBJECTS:
+        assert row.kind in KIND_MOTIONS and row.kind in KIND_SCENES
+        assert row.colour in ("", *COLOURS) and row.facing in ("left", "right", "front")
+        assert re.fullmatch(r"[0-9a-f-]+", row.art) and len(row.measure) == 1
+
+
+def test_article():
+    assert with_article("orange cat") == "an orange cat"
+    assert with_article("unicorn") == "a unicorn"
+    assert with_article("small elephant") == "a small elephant"
+
+
+def test_captions_of_the_specification():
+    """The two example captions of the demo world's page can be drawn, word for word."""
+    rng = np.random.default_rng(0)
+    english = {caption(CAT, rng, "en", full=True) for _ in range(400)}
+    chinese = {caption(CAT, rng, "zh", full=True) for _ in range(400)}
+    assert "an orange cat runs to the right through a sunny garden" in english
+    assert "一只橙色的猫在阳光明媚的花园里向右奔跑" in chinese
+
+
+def test_full_captions_tell_every_factor():
+    rng = np.random.default_rng(1)
+    clip = Factors("car", "blue", "run", "left", "fast", "big", "city", "night", "zoom in", "black and white", 0)
+    for _ in range(50):
+        english, chinese = caption(clip, rng, "en", full=True), caption(clip, rng, "zh", full=True)
+        for word in ("blue", "car", "left", "city street", "camera zooms in", "black and white"):
+            assert word in english
+        assert "at night" in english or "moon" in english
+        for word in ("辆", "蓝色", "汽车", "向左", "城市街道", "镜头", "黑白"):
+            assert word in chinese
+        order = [english.index(word) for word in ("car", "left", "city", "camera", "black and white")]
+        assert order == sorted(order)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_captions_are_grammatical_and_known(seed):
+    """Articles agree, no double spaces, no gaps are reported for the world's own captions in any language."""
+    rng = np.random.default_rng(seed)
+    for clip in sample_factors(rng, 300):
+        english = caption(clip, rng, "en")
+        assert not re.search(r"\ba [aeio]|\ban [^aeiou]|  | ,", english), english
+        for words in (english, caption(clip, rng, "zh"), caption(clip, rng, "mixed")):
+            assert describe_gap(words) is None, words
+
+
+def test_dropped_factors_but_never_the_subject():
+    rng = np.random.default_rng(2)
+    drawn = [caption(CAT, rng, "en") for _ in range(300)]
+    assert all("cat" in words for words in drawn)
+    assert 0.3 < np.mean(["orange" in words for words in drawn]) < 0.7
+    assert any("garden" not in words for words in drawn)
+
+
+def test_gap_names_the_nearest_things():
+    assert unknown_words("a spaceship flies over Paris") == ["spaceship", "paris"]
+    assert "rocket" in (describe_gap("a spaceship flies in the sky") or "")
+    notice = describe_gap("一只狮子在花园里跑") or ""
+    assert "狮" in notice and "老虎" in notice
+    assert "no subject" in (describe_gap("a beautiful sunset") or "")
+
+
+def test_held_out_combinations_are_fixed_and_kept_apart():
+    rng = np.random.default_rng(3)
+    kept, held = sample_factors(rng, 400), sample_factors(rng, 100, held_out=True)
+    assert not any(map(is_held_out, kept)) and all(map(is_held_out, held))
+    combination = {(clip.subject, clip.colour_word, clip.motion) for clip in kept}
+    assert not combination & {(clip.subject, clip.colour_word, clip.motion) for clip in held}
+    assert is_held_out(CAT) == is_held_out(Factors("cat", "orange", "run", "left", "", "", "snow", "fog", "", "", 9))
+
+
+def test_held_out_share():
+    """About HELD_OUT_SHARE of all combinations: 4 percent of some thousands, so 2 to 6 percent is far beyond chance."""
+    combinations = [
+        Factors(row.name, colour, motion, "", "", "", "", "", "", "", 0)
+        for row in SUBJECTS
+        for colour in COLOURS
+        for motion in set(row.motions)
+    ]
+    assert 0.02 < np.mean([is_held_out(clip) for clip in combinations]) < 0.06
+
+
+def test_labels_stay_inside_their_classes():
+    for clip in sample_factors(np.random.default_rng(4), 500):
+        for question, answer in labels(clip).items():
+            assert 0 <= answer < len(CLASSES[question])
+    assert CLASSES["motion"][labels(CAT)["motion"]] == "run right"
+    assert CLASSES["colour"][labels(CAT)["colour"]] == "orange"

@@ -1,0 +1,108 @@
+"""Captions of the demo world from its factors: English, Chinese and mixed, always subject, action, setting, light,
+camera, style.
+
+Words are dropped at random, so that a model also learns what to do when a prompt leaves something open; subject and
+motion nearly always stay. `describe_gap` is the other direction: what a prompt asks for that the world does not have.
+"""
+
+import numpy as np
+
+from turbodiffusion.demo import words
+from turbodiffusion.demo.factors import NATURAL, Factors
+
+LANGUAGES = ("en", "zh", "mixed")
+TRAVELS = ("walk", "run", "fly")
+
+
+def caption(factors: Factors, rng: np.random.Generator, language: str = "", *, full: bool = False) -> str:
+    """One caption. language: "en", "zh", "mixed", or "" to draw one (45, 45, 10 percent). full: drop nothing
+    (evaluation prompts)."""
+    language = language or str(rng.choice(LANGUAGES, p=(0.45, 0.45, 0.1)))
+    said = _Said(factors, rng, full)
+    if language == "en":
+        return _english(said, said.subject_en, said.colour_en)
+    if language == "zh":
+        return _chinese(said, said.subject_zh, said.colour_zh)
+    if rng.random() < 0.5:
+        return _english(said, said.subject_zh, said.colour_en)
+    return _chinese(said, said.subject_en, said.colour_zh)
+
+
+class _Said:
+    """Which factors this caption tells, and the random choices between words that mean the same."""
+
+    def __init__(self, factors: Factors, rng: np.random.Generator, full: bool) -> None:
+        def keeps(chance: float) -> bool:
+            return full or rng.random() < chance
+
+        self.factors, self.rng = factors, rng
+        row = factors.row
+        colour = factors.colour_word if keeps(0.96 if factors.colour != NATURAL else 0.5) else ""
+        self.colour_en, self.colour_zh = colour, words.COLOURS.get(colour, "")
+        self.subject_en, self.subject_zh, self.measure = row.name, row.chinese, row.measure
+        self.size = factors.size if keeps(0.9) else ""
+        self.speed = factors.speed if keeps(0.9) else ""
+        self.place = factors.scene if keeps(0.92) else ""
+        self.light = factors.light if keeps(0.6 if factors.light == "sunny" else 0.88) else ""
+        self.camera: str | None = factors.camera if (keeps(0.9) if factors.camera else rng.random() < 0.04) else None
+        self.style: str | None = factors.style if (keeps(0.9) if factors.style else rng.random() < 0.08) else None
+        self.verbs = words.VERBS.get((factors.manner, factors.motion)) or words.VERBS["", factors.motion]
+
+    def pick(self, options: tuple[str, ...]) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+
+def with_article(phrase: str) -> str:
+    """ "an orange cat", "a unicorn": by the sound that the phrase begins with, as far as this world's words need it."""
+    vowel = phrase[:1].lower() in "aeiou" and not phrase.lower().startswith(("uni", "one", "eu", "use"))
+    return f"{'an' if vowel else 'a'} {phrase}"
+
+
+def _english(said: _Said, subject: str, colour: str) -> str:
+    factors, rng = said.factors, said.rng
+    size = said.pick(words.SIZES[said.size][0]) if said.size else ""
+    who = with_article(" ".join(part for part in (size, colour, subject) if part))
+    third, participle = said.verbs[0][int(rng.integers(len(said.verbs[0])))]
+    progressive = participle if third.startswith("is ") else f"is {participle}"
+    opening, verb = (("", third), ("", third), ("", progressive), ("", participle), ("a video of ", participle))[
+        int(rng.integers(5))
+    ]
+    parts = [f"{opening}{who} {verb}"]
+    direction = said.pick(words.DIRECTIONS[factors.direction][0]) if factors.direction else ""
+    speed = said.pick(words.SPEEDS[said.speed][0]) if said.speed else ""
+    parts += [direction, speed] if rng.random() < 0.5 else [speed, direction]
+    light = words.LIGHTS.get(said.light)
+    before = bool(light and light[0] and said.place and said.place != "underwater" and rng.random() < 0.6)
+    if said.place:
+        article, noun, rest, travel, *_ = words.PLACES[said.place]
+        named = f"{light[0]} {noun}" if light and before else noun
+        where = with_article(named) if article == "a" else f"{article} {named}".strip()
+        parts.append(f"{travel if factors.motion in TRAVELS else rest} {where}")
+    if light and not before:
+        parts.append(said.pick(light[1]))
+    sentence = " ".join(part for part in parts if part)
+    extras = [said.pick(words.CAMERAS[said.camera][0])] if said.camera is not None else []
+    extras += [said.pick(words.STYLES[said.style][0])] if said.style is not None else []
+    return ", ".join([sentence, *extras])
+
+
+def _chinese(said: _Said, subject: str, colour: str) -> str:
+    factors, rng = said.factors, said.rng
+    size = said.pick(words.SIZES[said.size][1]) if said.size else ""
+    painted = f"{colour}的" if colour else ""
+    first, last = (size, "") if size.endswith("的") or subject.startswith("小") else ("", size)
+    who = f"一{said.measure}{first}{painted}{last}{subject}"
+    verb = said.pick(said.verbs[1])
+    way = words.DIRECTIONS[factors.direction][1] if factors.direction else ""
+    speed = said.pick(words.SPEEDS[said.speed][1]) if said.speed and "地" not in verb else ""
+    light = words.LIGHTS.get(said.light)
+    before = bool(light and said.place and said.place != "underwater" and rng.random() < 0.6)
+    where = ""
+    if said.place:
+        *_, noun, particle = words.PLACES[said.place]
+        where = f"在{light[2] if light and before else ''}{noun}{particle}"
+    sentence = ("", "", "视频：")[int(rng.integers(3))] + f"{who}{where}{speed}{way}{verb}"
+    extras = [said.pick(light[3])] if light and not before else []
+    extras += [said.pick(words.CAMERAS[said.camera][1])] if said.camera is not None else []
+    extras += [said.pick(words.STYLES[said.style][1])] if said.style is not None else []
+    return "，".join([sentence, *extras])

@@ -1,0 +1,138 @@
+"""What a clip of the demo world is made of: the factors, their words' keys, the draw, and the combinations held out
+for evaluation."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from turbodiffusion.demo.scenes import SCENES
+from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS, Subject
+
+COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown")
+NATURAL = "natural"
+MOTIONS: tuple[str, ...] = ("walk", "run", "jump", "fly", "fall", "spin", "circle", "approach", "recede", "still")
+SPEEDS: tuple[str, ...] = ("", "slow", "fast")
+SIZES: tuple[str, ...] = ("", "small", "big")
+LIGHTS: tuple[str, ...] = ("sunny", "sunset", "night", "fog", "rain", "snow")
+CAMERAS: tuple[str, ...] = ("", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out")
+STYLES: tuple[str, ...] = ("", "black and white")
+HELD_OUT_SHARE = 0.04  # of the combinations subject x colour x motion
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One clip in words. "" stands for nothing special (normal speed, normal size, a still camera, the 3D cartoon
+    style).
+
+    subject: a name of the table; colour: "natural" or a word of COLOURS; direction: "left", "right", "up", "down"
+    where the motion has one, else "". light: "" only where the scene has none (space, under water). seed: everything
+    else (which garden, where, phase).
+    """
+
+    subject: str
+    colour: str
+    motion: str
+    direction: str
+    speed: str
+    size: str
+    scene: str
+    light: str
+    camera: str
+    style: str
+    seed: int
+
+    @property
+    def row(self) -> Subject:
+        return BY_NAME[self.subject]
+
+    @property
+    def manner(self) -> str:
+        """How the subject moves here: its kind, but a walker at sea paddles."""
+        return "paddler" if self.scene == "sea" and self.row.kind == "walker" else self.row.kind
+
+    @property
+    def colour_word(self) -> str:
+        """The colour that a person would name, or "" for a subject of several colours in its own paint."""
+        return self.row.colour if self.colour == NATURAL else self.colour
+
+
+def is_held_out(factors: Factors) -> bool:
+    """Whether this subject x colour x motion is kept out of training. Fixed by a hash of the three words: the same
+    everywhere, for ever."""
+    key = f"{factors.subject}|{factors.colour_word}|{factors.motion}"
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < HELD_OUT_SHARE * 2**64
+
+
+def sample_factors(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Factors]:
+    """`count` random clips, none of a held-out combination, or with `held_out` all of them of one."""
+    chosen: list[Factors] = []
+    while len(chosen) < count:
+        factors = _draw(rng)
+        if is_held_out(factors) == held_out:
+            chosen.append(factors)
+    return chosen
+
+
+def _draw(rng: np.random.Generator) -> Factors:
+    subject = SUBJECTS[int(rng.integers(len(SUBJECTS)))]
+    motion = _pick(rng, subject.motions)
+    scene = _pick(rng, subject.habitat)
+    colour = NATURAL
+    if rng.random() < 0.5:
+        colour = _pick(rng, tuple(word for word in COLOURS if word != subject.colour))
+    return Factors(
+        subject=subject.name,
+        colour=colour,
+        motion=motion,
+        direction=_pick(rng, directions(motion)),
+        speed=_pick(rng, ("slow", "fast")) if motion in ("walk", "run", "fly", "jump") and rng.random() < 0.25 else "",
+        size=_pick(rng, ("small", "big")) if motion not in ("approach", "recede") and rng.random() < 0.25 else "",
+        scene=scene,
+        light=_pick(rng, ("sunny", "sunny", "sunny", *LIGHTS)) if SCENES[scene].lights else "",
+        camera=_pick(rng, CAMERAS[1:]) if motion not in ("approach", "recede") and rng.random() < 0.25 else "",
+        style="black and white" if colour == NATURAL and rng.random() < 0.05 else "",
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def directions(motion: str) -> tuple[str, ...]:
+    """The directions that a motion can have; ("",) if it has none."""
+    if motion in ("walk", "run"):
+        return ("left", "right")
+    if motion == "fly":
+        return ("left", "left", "right", "right", "up", "down")
+    return ("",)
+
+
+def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
+    return words[int(rng.integers(len(words)))]
+
+
+# The questions that the probe of training/metrics.py answers about a clip, and their possible answers.
+CLASSES: dict[str, tuple[str, ...]] = {
+    "subject": tuple(subject.name for subject in SUBJECTS),
+    "colour": (NATURAL, *COLOURS),
+    "motion": (
+        *MOTIONS[2:3],
+        *MOTIONS[4:],
+        *(f"{go} {way}" for go in ("walk", "run") for way in ("left", "right")),
+        *(f"fly {way}" for way in ("left", "right", "up", "down")),
+    ),
+    "scene": tuple(SCENES),
+    "light": ("", *LIGHTS),
+    "camera": CAMERAS,
+}
+
+
+def labels(factors: Factors) -> dict[str, int]:
+    """The right answers: question -> index into CLASSES[question]."""
+    answers = {
+        "subject": factors.subject,
+        "colour": factors.colour_word or NATURAL,
+        "motion": f"{factors.motion} {factors.direction}".strip(),
+        "scene": factors.scene,
+        "light": factors.light,
+        "camera": factors.camera,
+    }
+    return {question: CLASSES[question].index(answer) for question, answer in answers.items()}
