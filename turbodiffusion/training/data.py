@@ -1,11 +1,12 @@
 """Training data from the demo world: clips for the VAE, a rolling bank of latents and captions for the transformer.
 
 Nothing is stored on disk. Clip number k is the same clip on every machine: its factors come from (seed, k), the
-renderer is deterministic. At step s the bank holds the clips [s * fresh, s * fresh + size), so a resumed run sees what
+renderer is deterministic. Which clips the bank holds at a step follows from the step alone, so a resumed run sees what
 it would have seen.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,13 @@ from turbodiffusion.models.vae import WanVAE
 def clip_factors(world: World, seed: int, clip: int) -> Factors:
     """What clip number `clip` shows; never a held-out combination."""
     return world.sample_factors(np.random.default_rng((seed, clip)), 1)[0]
+
+
+def caption_sample(world: World, count: int, seed: int = 0) -> Iterator[str]:
+    """`count` captions of random clips, to train a vocabulary on."""
+    rng = np.random.default_rng(seed)
+    for factors in world.sample_factors(rng, count):
+        yield caption(factors, rng)
 
 
 def crops(world: World, rng: np.random.Generator, clips: int, per_clip: int, frames: int, side: int) -> Tensor:
@@ -46,7 +54,7 @@ class Batch:
 class LatentBank:
     """The newest `size` clips of an endless list, encoded, each with several captions.
 
-    Every step `fresh` new clips replace the oldest.
+    Every `period` steps `fresh` new clips replace the oldest, in one batch of the VAE.
     """
 
     def __init__(
@@ -58,11 +66,13 @@ class LatentBank:
         size: int,
         fresh: int,
         seed: int,
+        period: int = 8,
         captions: int = 8,
         chunk: int = 16,
     ) -> None:
         self.world, self.vae, self.tokenizer = world, vae, tokenizer
-        self.size, self.fresh, self.seed, self.captions, self.chunk = size, fresh, seed, captions, chunk
+        self.size, self.fresh, self.seed, self.period = size, fresh, seed, period
+        self.captions, self.chunk = captions, chunk
         channels = (1, -1, 1, 1, 1)
         self.shift = torch.tensor(vae.config.latents_mean, device=world.device).view(channels)
         self.scale = torch.tensor(vae.config.latents_std, device=world.device).view(channels)
@@ -74,7 +84,7 @@ class LatentBank:
 
     def advance(self, step: int) -> None:
         """Hold the clips that belong to `step`; encodes only what is missing, says what a long filling costs."""
-        want = step * self.fresh + self.size
+        want = self.size + step // self.period * self.fresh
         first = max(self.end, want - self.size)
         began, said = time.monotonic(), time.monotonic()
         while first < want:

@@ -64,40 +64,36 @@ def make_loss(vae: WanVAE, scenes: World, recipe: VAERecipe) -> Loss:
 
 
 @torch.no_grad()
-def measure(vae: WanVAE, scenes: World, *, clips: int = 64, seed: int = 10_000) -> dict[str, object]:
-    """PSNR (dB) on unseen whole clips through encode and decode, and the latent's mean and std per channel."""
-    count = psnr_sum = 0.0
-    sums = torch.zeros(2, vae.config.z_dim, dtype=torch.float64, device=scenes.device)
+def measure(vae: WanVAE, scenes: World, *, clips: int = 64, seed: int = 10_000) -> tuple[float, Tensor, Tensor]:
+    """PSNR (dB) of unseen whole clips through encode and decode, and the latent's mean and std per channel."""
+    total = 0.0
     numbers = 0
+    sums = torch.zeros(2, vae.config.z_dim, dtype=torch.float64, device=scenes.device)
     for start in range(0, clips, 8):
-        rng = step_generator(seed, start)
-        video = scenes.render(scenes.sample_factors(rng, 8))
+        video = scenes.render(scenes.sample_factors(step_generator(seed, start), 8))
         with torch.autocast(scenes.device.type, torch.bfloat16, enabled=scenes.device.type == "cuda"):
             mean, _ = vae.encode_moments(video)
             made = vae.decode_whole(mean.float())
         z = mean.double().transpose(0, 1).flatten(1)
         sums += torch.stack([z.sum(1), z.square().sum(1)])
         numbers += z.shape[1]
-        psnr_sum += float(psnr(made.float().clamp(-1, 1), video).sum())
-        count += len(video)
+        total += float(psnr(made.float().clamp(-1, 1), video).sum())
     mean_C = sums[0] / numbers
-    std_C = (sums[1] / numbers - mean_C.square()).sqrt()
-    return {"psnr": psnr_sum / count, "latents_mean": tuple(mean_C.tolist()), "latents_std": tuple(std_C.tolist())}
+    return total / (len(range(0, clips, 8)) * 8), mean_C, (sums[1] / numbers - mean_C.square()).sqrt()
 
 
 def train_vae(
     scenes: World, config: VAEConfig, recipe: VAERecipe, schedule: Schedule, run: Path
-) -> tuple[Trainer, WanVAE]:
-    """One leg; resumes what is in `run`. Returns the trainer and a VAE with EMA weights and measured statistics."""
+) -> tuple[Trainer, WanVAE, float]:
+    """One leg; resumes what is in `run`. Returns the trainer, the VAE (EMA weights, latent statistics) and its PSNR."""
     torch.manual_seed(recipe.seed)
-    vae = WanVAE(config, device=scenes.device).to(memory_format=torch.channels_last_3d)
+    vae = WanVAE(config, device=scenes.device)
     trainer = Trainer(nn.ModuleDict({"vae": vae}), schedule, run)
     trainer.resume()
     trainer.fit(make_loss(vae, scenes, recipe))
-    ema = {name.removeprefix("vae."): value for name, value in trainer.ema_state().items()}
     final = WanVAE(config, device=scenes.device)
-    final.load_state_dict(ema)
-    told = measure(final, scenes)
-    print(f"VAE: {told['psnr']:.2f} dB PSNR on unseen clips")
-    final.config = replace(config, latents_mean=told["latents_mean"], latents_std=told["latents_std"])
-    return trainer, final
+    final.load_state_dict({name.removeprefix("vae."): value for name, value in trainer.ema_state().items()})
+    quality, mean_C, std_C = measure(final, scenes)
+    final.config = replace(config, latents_mean=tuple(mean_C.tolist()), latents_std=tuple(std_C.tolist()))
+    print(f"VAE after {trainer.step} steps: {quality:.2f} dB PSNR on unseen clips")
+    return trainer, final, quality

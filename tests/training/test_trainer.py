@@ -1,0 +1,141 @@
+"""The training loop: schedules, EMA, exact resume, the logs, and two ranks that are one run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from turbodiffusion.errors import CheckpointError
+from turbodiffusion.training.trainer import Schedule, Trainer, ema_gamma, step_generator, torch_generator
+
+
+def make(run: Path, steps: int, **fields: object) -> tuple[Trainer, object]:
+    """A small regression whose batches come from (seed, step) alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 1))
+    trainer = Trainer(nn.ModuleDict({"net": net}), Schedule(steps=steps, lr=1e-2, warmup=3, log_every=2, **fields), run)
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        generator = torch_generator(step_generator(5, step), torch.device("cpu"))
+        x = torch.randn(64, 4, generator=generator)
+        return {"loss": (net(x)[:, 0] - x.sum(1).tanh()).square().mean()}
+
+    return trainer, loss
+
+
+def test_learning_rate_rises_holds_and_falls() -> None:
+    schedule = Schedule(lr=1.0, steps=100, warmup=10, decay=0.2)
+    assert [schedule.lr_at(s) for s in (0, 4, 9, 50, 79)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+    assert [schedule.lr_at(s) for s in (90, 99)] == pytest.approx([0.5, 0.05])
+
+
+def test_ema_width_is_what_was_asked() -> None:
+    """The power function's relative width, sqrt((g + 1) / ((g + 2)^2 (g + 3))) (arXiv 2312.02696, equation 126)."""
+    for width in (0.05, 0.1, 0.2):
+        gamma = ema_gamma(width)
+        assert np.sqrt((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) == pytest.approx(width, rel=1e-9)
+
+
+def test_ema_follows_the_power_function(tmp_path: Path) -> None:
+    """After n steps the average is sum_i w_i theta_i with w_i the product of the published betas."""
+    trainer, loss = make(tmp_path, 12)
+    seen = []
+    run_step = trainer._optimize
+
+    def keep(fn):  # type: ignore[no-untyped-def]
+        values = run_step(fn)
+        seen.append(trainer.params[0].detach().double().clone())
+        return values
+
+    trainer._optimize = keep  # type: ignore[method-assign]
+    trainer.fit(loss)
+    average = seen[0]
+    for n, theta in enumerate(seen[1:], start=1):
+        beta = (1 - 1 / (n + 1)) ** (trainer.gamma + 1)
+        average = beta * average + (1 - beta) * theta
+    torch.testing.assert_close(trainer.ema[0].double(), average, rtol=1e-5, atol=1e-7)
+
+
+def test_training_learns_and_logs(tmp_path: Path) -> None:
+    trainer, loss = make(tmp_path, 200)
+    assert trainer.fit(loss)
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 200 and records[-1]["loss"] < 0.5 * records[0]["loss"]
+    assert {"loss", "grad_norm", "lr", "steps_per_s"} <= records[0].keys()
+
+
+def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path: Path) -> None:
+    whole, loss = make(tmp_path / "whole", 10)
+    whole.fit(loss)
+    part, loss = make(tmp_path / "part", 10)
+    for _ in range(4):
+        part._optimize(loss)
+    part.save()
+    again, loss = make(tmp_path / "part", 10)
+    assert again.resume() and again.step == 4
+    again.fit(loss)
+    for a, b in zip(whole.params + whole.ema, again.params + again.ema, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_minutes_alone_set_the_steps(tmp_path: Path) -> None:
+    trainer, loss = make(tmp_path, 0)
+    trainer.schedule = Schedule(lr=1e-2, minutes=0.01, log_every=5)
+    trainer.fit(loss)
+    assert trainer.schedule.steps is not None and trainer.step > 60
+    resumed, _ = make(tmp_path, 0)
+    resumed.schedule = Schedule(lr=1e-2, minutes=0.01)
+    assert resumed.resume() and resumed.schedule.steps == trainer.schedule.steps
+
+
+def test_another_models_state_is_refused(tmp_path: Path) -> None:
+    trainer, _ = make(tmp_path, 1)
+    trainer.save()
+    other = Trainer(nn.ModuleDict({"net": nn.Linear(2, 2)}), Schedule(lr=1.0, steps=1), tmp_path)
+    with pytest.raises(CheckpointError, match="another model"):
+        other.resume()
+
+
+def test_a_schedule_without_an_end_is_refused(tmp_path: Path) -> None:
+    trainer, loss = make(tmp_path, 1)
+    trainer.schedule = Schedule(lr=1e-2)
+    with pytest.raises(ValueError, match="steps, minutes"):
+        trainer.fit(loss)
+
+
+TWO_RANKS = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from turbodiffusion.training.trainer import *
+start_distributed()
+rank, ranks = world()
+torch.manual_seed(0)
+net = nn.Linear(3, 1)
+trainer = Trainer(nn.ModuleDict({"net": net}), Schedule(lr=1e-2, steps=3), Path(sys.argv[1]) / str(rank))
+x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+mine = x.chunk(ranks)[rank]
+trainer.fit(lambda step: {"loss": (net(mine)[:, 0] - mine.sum(1)).square().mean()})
+torch.save([p.detach() for p in trainer.params], Path(sys.argv[1]) / f"{rank}-of-{ranks}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does_on_the_whole_batch(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(TWO_RANKS)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run([sys.executable, str(script), str(tmp_path)], check=True, env=env, capture_output=True, timeout=120)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(script), str(tmp_path)], check=True, env=env, capture_output=True, timeout=120)
+    one = torch.load(tmp_path / "0-of-1.pt", weights_only=True)
+    for rank in (0, 1):
+        two = torch.load(tmp_path / f"{rank}-of-2.pt", weights_only=True)
+        for a, b in zip(one, two, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # the mean of two halves, in another order
