@@ -156,7 +156,11 @@ def open_checkpoint(path: str | Path, part: str) -> Checkpoint:
 
     Raises CheckpointError when the file belongs to no family of that part, or contradicts itself.
     """
-    file = open_tensors(locate(path, part))
+    return interpret(open_tensors(locate(path, part)), part)
+
+
+def interpret(file: TensorFile, part: str) -> Checkpoint:
+    """As `open_checkpoint`, from an open file; of the tensors only those that appear under two names are read."""
     kind = part.removesuffix("_low")
     plain = {name.removeprefix("net."): name for name in file.shapes}  # training checkpoints have the prefix
     found = [family for family in FAMILIES if family.landmark in plain]

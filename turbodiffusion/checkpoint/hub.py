@@ -63,7 +63,7 @@ def _download(file: HubFile, endpoint: str | None, on_progress: OnProgress | Non
     bar: dict[str, Any] = {"tqdm_class": _progress_bar(file, on_progress)} if on_progress else {}
     path = Path(hf_hub_download(file.repo, file.path, endpoint=endpoint, **bar))
     blob = path.resolve()
-    # The cache names a blob by the hub's ETag, which is the SHA-256 of a large (LFS) file and a git hash of a small one.
+    # The cache names a blob by the hub's ETag: the SHA-256 of a large (LFS) file, the git hash of a small one.
     if re.fullmatch(r"[0-9a-f]{64}", blob.name):
         with blob.open("rb") as stream:
             actual = hashlib.file_digest(stream, "sha256").hexdigest()

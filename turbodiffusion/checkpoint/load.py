@@ -8,7 +8,6 @@ it was built with; any other keeps its own.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.nn.linear import QuantizedLinear
 
 Device = torch.device | str
 
@@ -60,10 +60,6 @@ class _Slot:
     shape: tuple[int, ...]
 
 
-def _is_quantized(module: nn.Module) -> bool:
-    return hasattr(module, "load_weight")
-
-
 def _slots(model: nn.Module) -> dict[str, _Slot]:
     slots = {}
     for path, module in model.named_modules():
@@ -72,10 +68,10 @@ def _slots(model: nn.Module) -> dict[str, _Slot]:
         for leaf, tensor in state.items():
             if tensor is None or leaf in module._non_persistent_buffers_set:
                 continue
-            if _is_quantized(module) and leaf != "bias":
+            if isinstance(module, QuantizedLinear) and leaf != "bias":
                 continue
             slots[start + leaf] = _Slot(module, leaf, tuple(tensor.shape))
-        if _is_quantized(module):
+        if isinstance(module, QuantizedLinear):
             slots[f"{start}weight"] = _Slot(module, None, (module.out_features, module.in_features))
     return slots
 
@@ -94,6 +90,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missin
             if slot.leaf is not None:
                 _put(slot.module, slot.leaf, checkpoint.read(name), device)
             else:
+                assert isinstance(slot.module, QuantizedLinear)
                 _put_quantized(slot.module, checkpoint, name, device)
         for name in allowed:
             slot = slots[name]
@@ -137,7 +134,7 @@ def _put(module: nn.Module, leaf: str, value: Tensor, device: Device) -> None:
     setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
-def _put_quantized(module: Any, checkpoint: Checkpoint, name: str, device: Device) -> None:
+def _put_quantized(module: QuantizedLinear, checkpoint: Checkpoint, name: str, device: Device) -> None:
     if checkpoint.quantized(name) and module.kind == "int8_block":
         values, scale = checkpoint.blocks(name)
         _put(module, "int8_weight", values, device)
