@@ -1,4 +1,4 @@
-"""Strict, streamed loading: peers' files give peers' outputs, 8-bit files meet each kind of linear, faults are named."""
+"""Strict, streamed loading: peers' files give peers' outputs, 8-bit files meet every linear, faults are named."""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
 
 # Where each part lies in a folder: ours, a diffusers folder, a repository of the original Wan; and in a folder that
 # holds that part alone. The first that exists is taken.
@@ -107,7 +107,7 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; it appears under `path` whole or not at all."""
+    """Write a safetensors file; it appears under `path` whole or not at all. Raises OutputError when it cannot."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -116,6 +116,8 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, beside, dict(metadata))
         beside.chmod(mode)
         beside.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(f"{path} cannot be written: {_first_line(error)}") from None
     finally:
         beside.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.checkpoint.formats import SHAPES_KEY
-from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
 from turbodiffusion.models.text import TextConfig, TextEncoder
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
@@ -75,7 +75,8 @@ def save_folder(
     config: `{"sampling": {...}, "about": {...}}`, both optional and of JSON's types; the parts bring their own
     configurations. tokenizer: the spiece.model to copy. store: None keeps every tensor as it is; "int8_block" keeps the
     weights of the transformer's blocks, of the text encoder and of the VAE in 8 bits (`in_blocks`).
-    Raises CheckpointError for an unknown key of `config`, and where `folder` exists and is not a model folder.
+    Raises CheckpointError for an unknown key of `config`, and where `folder` exists and is not a model folder;
+    OutputError when it cannot be written.
     """
     modules = {"transformer": transformer, "transformer_low": transformer_low, "vae": vae, "text": text}
     parts = {part: (m.config, Stored(m.state_dict())) for part, m in modules.items() if m is not None}
@@ -108,13 +109,15 @@ def write_folder(
     }
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
+        beside.mkdir(parents=True)
         (beside / "model.json").write_text(json.dumps(model, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for part, (part_config, stored) in parts.items():
             write_part(beside / FILES[part], part, part_config, stored, store=store)
         shutil.copyfile(tokenizer, beside / "spiece.model")
         _replace(folder, beside)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -142,7 +145,9 @@ def read_folder(folder: str | Path) -> FolderConfig:
             model["sampling"],
             model["about"],
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path} is damaged: it lacks {error.args[0]}") from None
+    except (TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
