@@ -98,7 +98,10 @@ def _reference(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, blo
 
 def _by_block(x_BLHD: Tensor, block: int, qk: str) -> tuple[Tensor, Tensor]:
     """8-bit [B, L, H, D] and scale [B, H, N]: one scale per block of tokens and head."""
-    rounding = choose("sage_attention: qk", qk, {"int8": to_int8, "fp8": to_fp8})
+    formats = {"int8": to_int8, "fp8": to_fp8}
+    if qk not in formats:
+        raise ValueError(f"qk: unknown format {qk!r}, expected 'int8' or 'fp8'")
+    rounding = formats[qk]
     parts = [rounding(x, x.abs().amax(dim=(1, 3), keepdim=True)) for x in x_BLHD.split(block, dim=1)]
     values, scales = zip(*parts, strict=True)
     return torch.cat(values, dim=1), torch.cat(scales, dim=1).squeeze(-1).transpose(1, 2).contiguous()

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from inputs import relative_l2, strided
+
+from turbodiffusion.ops.norm.rope import apply_rope, rope_angles
+
+GRID = (2, 3, 4)
+
+
+def test_axes_share_the_head_as_44_42_42():
+    """Along one axis only that axis' share of the pairs turns; the first pair of each turns by one radian a step."""
+    angles = rope_angles(GRID, 128).unflatten(0, GRID)
+    assert angles.shape == (*GRID, 64)
+    one_step = {"t": angles[1, 0, 0], "h": angles[0, 1, 0], "w": angles[0, 0, 1]}
+    for axis, (start, stop) in {"t": (0, 22), "h": (22, 43), "w": (43, 64)}.items():
+        turned = one_step[axis].nonzero().flatten().tolist()
+        assert turned == list(range(start, stop))
+        assert one_step[axis][start] == 1
+    # theta^(-2i / d) for the last pair of time, i = 21 of d = 44.
+    torch.testing.assert_close(one_step["t"][21].item(), 10000 ** (-42 / 44))
+
+
+def test_rotation_is_multiplication_by_a_complex_number():
+    x = torch.randn(2, 24, 3, 64, dtype=torch.float64)
+    angles = rope_angles(GRID, 64)
+    turns = torch.polar(torch.ones_like(angles), angles)[None, :, None]
+    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+    torch.testing.assert_close(apply_rope(x, angles), expected)
+
+
+def test_scores_depend_on_the_distance_alone():
+    """The inner product of two turned vectors is the same wherever the pair of tokens lies."""
+    q, k = torch.randn(2, 64, dtype=torch.float64)
+    angles = rope_angles((5, 6, 7), 64)
+    turned_q, turned_k = (apply_rope(x.expand(1, 210, 1, 64), angles)[0, :, 0].reshape(5, 6, 7, 64) for x in (q, k))
+    near = turned_q[0, 0, 0] @ turned_k[2, 1, 3]
+    far = turned_q[2, 4, 3] @ turned_k[4, 5, 6]
+    torch.testing.assert_close(near, far)
+
+
+def test_rotation_is_float32_whatever_the_dtype():
+    x = torch.randn(1, 24, 2, 64)
+    angles = rope_angles(GRID, 64)
+    out = apply_rope(strided(x.bfloat16()), angles)
+    assert out.dtype == torch.bfloat16
+    # One rounding at the end, of at most half of the last of bfloat16's 8 bits.
+    assert relative_l2(out, apply_rope(x.bfloat16().double(), angles)) < 2**-9
+
+
+def test_angles_keep_their_precision_far_from_the_origin():
+    """At position 75599 float32 angles would be wrong by 4e-3; float64 ones are exact to float32's last bits."""
+    angles = rope_angles((75600, 1, 1), 64)
+    assert angles.dtype == torch.float64
+    position, pair = 75599, 1
+    assert angles[position, pair].item() == pytest.approx(position * 10000 ** (-2 * pair / 24), rel=1e-15)
+
+
+def test_refusals():
+    x = torch.randn(1, 24, 2, 64)
+    with pytest.raises(ValueError, match="head_dim must be even and at least 6, got 7"):
+        rope_angles(GRID, 7)
+    with pytest.raises(ValueError, match=r"angles must be \[L=24, D/2=32\], got \[6, 32\]"):
+        apply_rope(x, rope_angles((1, 2, 3), 64))
+    with pytest.raises(ValueError, match=r"angles must be one of torch.float64, got torch.float32"):
+        apply_rope(x, rope_angles(GRID, 64).float())
+    with pytest.raises(ValueError, match="unknown impl 'fused'"):
+        apply_rope(x, rope_angles(GRID, 64), impl="fused")
