@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -153,27 +154,31 @@ def test_folder_that_is_a_file(tmp_path):
     for folder in (tmp_path / "outputs", tmp_path / "outputs" / "deeper"):
         with pytest.raises(OutputError, match="is a file"):
             video.save(b"data", folder, "v.mp4")
+        with pytest.raises(OutputError, match="is a file"):
+            video.check_folder(folder)
+    video.check_folder(tmp_path / "new" / "folder")
     assert (tmp_path / "outputs").read_text() == "mine"
 
 
 SAVE = "import sys; from turbodiffusion import video; video.save(b'x' * 2_000_000, sys.argv[1], 'v.mp4')"
 
 
-def test_read_only_folder(tmp_path):
-    # root may write anywhere, so root asks as nobody; the path to tmp_path has to be open to them
-    tmp_path.chmod(0o555)
-    code = (
-        "import os, sys\nfrom turbodiffusion import video\n"
-        "if os.geteuid() == 0: os.seteuid(65534)\n"
-        "try: video.save(b'x', sys.argv[1], 'v.mp4')\n"
-        "except video.OutputError as error: print(error)"
-    )
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_mode & 0o001 == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "is read-only" in done.stdout and str(tmp_path) in done.stdout
-    assert list(tmp_path.iterdir()) == []
+ASK = """
+import os, sys
+from turbodiffusion import video
+if os.geteuid() == 0: os.setuid(65534)  # root may write anywhere, so root asks as nobody
+for call in (lambda: video.check_folder(sys.argv[1] + "/new"), lambda: video.save(b"x", sys.argv[1], "v.mp4")):
+    try: call()
+    except video.OutputError as error: print(error)
+"""
+
+
+def test_read_only_folder():
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to nobody
+        Path(folder).chmod(0o555)
+        done = subprocess.run([sys.executable, "-c", ASK, folder], capture_output=True, text=True, check=True)
+        assert done.stdout.count(f"{folder} is read-only") == 2
+        assert list(Path(folder).iterdir()) == []
 
 
 def test_file_that_does_not_fit_leaves_nothing(tmp_path):

@@ -102,7 +102,9 @@ def generate(
 
     turbodiffusion generate "a red balloon rises over a green meadow" --seed 42
 
-    turbodiffusion generate "一只橙色的猫向右奔跑" --recipe draft --contact-sheet
+    turbodiffusion generate "一只橙色的猫向右奔跑" --contact-sheet
+
+    turbodiffusion generate "a cat surfs" --model wan2.1-t2v-1.3b --recipe draft
 
     turbodiffusion generate --prompts-file prompts.txt --output outputs/monday
     """
@@ -116,7 +118,7 @@ def generate(
         raise RequestError('give one prompt, turbodiffusion generate "a red balloon rises", or a --prompts-file')
     words = _request_words(context.params)
     requests = [Request(**{**words, "prompt": text}) for text in prompts]
-    _make(requests, device, output, contact_sheet, quiet)
+    _make(requests, recipe, device, output, contact_sheet, quiet)
 
 
 @app.command()
@@ -153,8 +155,11 @@ def again(
     """
     from dataclasses import replace
 
-    request = replace(_stored_request(file), **_request_words(context.params))
-    _make([request], device, output, contact_sheet, quiet)
+    words = _request_words(context.params)
+    if "x" in words.get("resolution", "").lower():
+        words.setdefault("aspect_ratio", None)  # the stored one goes with the stored name, not with a size
+    request = replace(_stored_request(file), **words)
+    _make([request], recipe, device, output, contact_sheet, quiet)
 
 
 @app.command()
@@ -277,11 +282,13 @@ def _stored_request(file: Path) -> "Request":
 # ---- making videos, and telling how far they are ----
 
 
-def _make(requests: Sequence["Request"], device: str, output: Path, sheet: bool, quiet: bool) -> None:
-    """Load the model once, make every request, print each path on stdout."""
+def _make(
+    requests: Sequence["Request"], recipe: str | None, device: str, output: Path, sheet: bool, quiet: bool
+) -> None:
+    """Load the model once, make the videos one after the other, print each path on stdout."""
     stderr = Console(stderr=True, quiet=quiet, highlight=False)
-    with _Display(stderr) as display:
-        pipeline = _load(requests[0], device, display)
+    with _Display(stderr, "load") as display:
+        pipeline = _load(requests, recipe, device, output, display)
     for number, request in enumerate(requests, 1):
         if len(requests) > 1:
             stderr.print(f"[bold]{number}/{len(requests)}[/] {escape(request.prompt)}", soft_wrap=True)
@@ -298,15 +305,29 @@ def _make(requests: Sequence["Request"], device: str, output: Path, sheet: bool,
         print(path, flush=True)
 
 
-def _load(request: "Request", device: str, on_progress: "_Display") -> "Pipeline":
+def _load(
+    requests: Sequence["Request"], recipe: str | None, device: str, output: Path, on_progress: "_Display"
+) -> "Pipeline":
+    """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
+    from turbodiffusion import source, video
     from turbodiffusion.pipeline import Pipeline
 
+    first = requests[0]
+    model = first.model or "demo"
+    preset = source.identify(model).preset
+    if recipe is not None and preset.sampler != "rcm":
+        raise RequestError(
+            f"recipe {recipe} is for distilled models and {preset.name} is not one: leave it out, or set --num-steps "
+            f"({preset.num_steps} by default)"
+        )
+    video.check_folder(output)
     return Pipeline.load(
-        request.model or "demo",
+        model,
         device=device,
-        attention_type=request.attention_type,
-        sla_topk=request.sla_topk,
-        quant_linear=request.quant_linear,
+        attention_type=first.attention_type,
+        sla_topk=first.sla_topk,
+        quant_linear=first.quant_linear,
+        requests=requests,
         on_progress=on_progress,
     )
 
@@ -325,7 +346,8 @@ def _summary(result: "Result", seconds: float) -> str:
 class _Display:
     """Progress by stage with seconds left: bars on a terminal, a few plain lines elsewhere, nothing when quiet."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, first: str | None = None):
+        """`first`: a stage to show at once, before anything is known of its steps."""
         self._console = console
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -334,6 +356,8 @@ class _Display:
             width = max(8, min(40, console.width - 44))
             columns = (TextColumn("{task.description:<9}"), BarColumn(width), TextColumn("{task.fields[state]}"))
             self._bars = Bars(*columns, console=console, transient=True)
+            if first is not None:
+                self._tasks[first] = self._bars.add_task(first, total=None, state="")
 
     def __enter__(self) -> "_Display":
         if self._bars:
@@ -345,7 +369,7 @@ class _Display:
             self._bars.stop()
 
     def __call__(self, progress: "Progress") -> None:
-        state = f"{progress.step}/{progress.total}"
+        state = f"{progress.step}/{progress.total}" + (" MiB" if progress.stage == "download" else "")
         if progress.seconds_left is not None and progress.step < progress.total:
             state += f", {_seconds(progress.seconds_left)} left"
         if self._bars is None:

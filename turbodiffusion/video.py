@@ -181,6 +181,16 @@ def save(data: bytes, folder: str | os.PathLike[str], name: str) -> Path:
     return _write(data, Path(folder) / name, overwrite=False)
 
 
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise OutputError where `save` surely would, before a video has taken its time: read-only, or no folder."""
+    folder = Path(folder)
+    place = next(place for place in (folder, *folder.parents) if place.exists())
+    if not place.is_dir():
+        raise OutputError(f"cannot write into {folder}: {_why(NotADirectoryError(), folder, 0)}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write into {folder}: {_why(PermissionError(errno.EACCES, 'no access'), place, 0)}")
+
+
 def _write(data: bytes, path: Path, *, overwrite: bool) -> Path:
     """Write beside `path` under a hidden name, flush to the disk, then give it its name in one step."""
     beside = path.parent / f".{path.name[:60]}.{secrets.token_hex(4)}.part"

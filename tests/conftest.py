@@ -1,0 +1,48 @@
+"""Fixtures that several rooms' tests share."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A model folder of ours with random weights: 64x64, 5 frames, 2 steps of the flow sampler, in a second or so."""
+    import torch
+
+    from turbodiffusion.checkpoint.folder import save_folder
+    from turbodiffusion.models.text import TextConfig, TextEncoder, train_tokenizer
+    from turbodiffusion.models.vae import VAEConfig, WanVAE
+    from turbodiffusion.models.wan import WanConfig, WanTransformer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    spiece = folder.with_suffix(".model")
+    words = [
+        f"a {color} {thing} {does}"
+        for color in ("red", "blue")
+        for thing in ("fox", "ball")
+        for does in ("hops", "rolls")
+    ]
+    train_tokenizer([*words, "一只红色的狐狸在草地上奔跑"], spiece, vocab_size=330)
+    torch.manual_seed(0)
+    save_folder(
+        folder,
+        config={
+            "sampling": {
+                "sampler": "flow",
+                "num_steps": 2,
+                "resolution": "64x64",
+                "num_frames": 5,
+                "shift": 3.0,
+                "guidance": 4.0,
+            },
+            "about": {"file_name": "Tiny"},
+        },
+        transformer=WanTransformer(WanConfig(dim=32, ffn_dim=64, num_heads=1, num_layers=1, text_dim=32, text_len=16)),
+        vae=WanVAE(VAEConfig(dim=8)),
+        text=TextEncoder(
+            TextConfig(d_model=32, num_layers=1, num_heads=2, d_kv=16, d_ff=32, vocab_size=512, text_len=16)
+        ),
+        tokenizer=spiece,
+    )
+    return folder
