@@ -81,7 +81,7 @@ def needs(job: Job) -> Needs:
     """The bytes that a job holds at its worst moment."""
     activations = max(_transformer_activations(job), _vae_activations(job))
     return Needs(
-        job.experts * _transformer_bytes(job.transformer, job.dtype),
+        job.experts * transformer_bytes(job.transformer, job.dtype),
         _text_bytes(job.text, job.dtype),
         _vae_bytes(job.vae, job.dtype),
         activations + (CUDA_OVERHEAD if job.device == "cuda" else 0),
@@ -107,6 +107,7 @@ def machine(device: torch.device | str) -> Machine:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, unused
         return Machine("cuda", torch.cuda.get_device_name(device), total, free, cores)
     total, free = _system_memory()
     return Machine("cpu", f"this machine's CPU ({cores} cores)", total, free, cores)
@@ -200,7 +201,8 @@ def _size_of(module: nn.Module) -> int:
 
 
 @lru_cache(maxsize=16)
-def _transformer_bytes(config: WanConfig, dtype: torch.dtype) -> int:
+def transformer_bytes(config: WanConfig, dtype: torch.dtype) -> int:
+    """One network's weights."""
     return _size_of(WanTransformer(config, device="meta", dtype=dtype))
 
 

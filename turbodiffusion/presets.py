@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from turbodiffusion.checkpoint.hub import HubFile
 from turbodiffusion.errors import RequestError
 from turbodiffusion.models.text import TextConfig
 from turbodiffusion.models.vae import VAEConfig, WanVAE
@@ -29,19 +30,6 @@ TEXT_PATH = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_PATH = "google/umt5-xxl/spiece.model"
 TOKENIZER_BYTES = 4_500_000  # the one size that no configuration gives
 RELATIVE_BUCKETS = 32  # of umT5's position tables
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One published file: `path` in the hub repository `repo`, the part of the model it holds, about how many bytes.
-
-    Roles: "transformer" (of two experts the high-noise one), "transformer_low", "vae", "text", "tokenizer".
-    """
-
-    repo: str
-    path: str
-    role: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -97,6 +85,7 @@ class ModelPreset:
         """What to fetch, for a resolution that was published (another one gets the default's); none for the demo.
 
         quantized: the transformer in int8 blocks, about half the bytes.
+        Roles: "transformer" (of two experts the high-noise one), "transformer_low", "vae", "text", "tokenizer".
         """
         if not self.published:
             return ()

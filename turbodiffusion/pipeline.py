@@ -1,0 +1,486 @@
+"""Text or an image in, a video out: the one road that every front end takes.
+
+`Pipeline.load` checks requests, the machine and the files, in this order, before anything heavy; `generate` encodes the
+prompt (and image), samples a latent, and decodes it while a second thread encodes the mp4.
+"""
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from turbodiffusion import __version__, memory, source, video
+from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
+from turbodiffusion.demo.gap import describe_gap
+from turbodiffusion.errors import MachineError, OutputError, RequestError
+from turbodiffusion.image import adaptive_size, fit, load_image
+from turbodiffusion.models.text import TextEncoder, Tokenizer
+from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.models.wan import Context, WanTransformer
+from turbodiffusion.presets import ModelPreset
+from turbodiffusion.request import SPARSE_ATTENTION, OnProgress, Progress, Request, Result, made_size
+from turbodiffusion.sampling import Denoise, State, flow_times, rcm_times, sample_flow, sample_rcm
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+QUANTIZE_BELOW = 40 * memory.GIB  # of a GPU's memory; 8-bit linears are the default there
+LARGE = 10**9  # bytes of a transformer; a smaller one gains nothing from 8 bits
+TEXT_CACHE = 16  # prompts whose states are kept; one of umT5-XXL's is 4 MB
+CHUNKS_AHEAD = 2  # decoded chunks that may wait for the encoder
+FLAT = 4  # of 255: a video whose darkest and lightest values are nearer than this shows nothing
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """How the transformer computes; fixed when it is built."""
+
+    attention_type: str
+    sla_topk: float
+    quant_linear: str
+
+
+class Pipeline:
+    """A loaded model. One video at a time: a second thread needs a second pipeline.
+
+    `kinds` are those of requests that name none.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        preset: ModelPreset,
+        paths: Mapping[str, Path],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        kinds: Kinds,
+        device_chosen: bool,
+        stages: "_Stages",
+    ) -> None:
+        """Read the weights at `paths`, by part; `load` finds them."""
+        self.model, self.preset, self.device, self.dtype, self.kinds = model, preset, device, dtype, kinds
+        self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
+        self._states: OrderedDict[str, Tensor] = OrderedDict()
+        with stages.run("load", 3 + preset.experts) as step:
+            self._tokenizer = Tokenizer(paths["tokenizer"], preset.text.text_len)
+            step()
+            self._text = TextEncoder(preset.text, device="meta", dtype=dtype)
+            load_text(self._text, paths["text"], device=device)
+            self._text.eval().requires_grad_(False)
+            step()
+            self._vae = WanVAE(preset.vae, device="meta", dtype=dtype)
+            load_vae(self._vae, paths["vae"], device=device)
+            self._vae.eval().requires_grad_(False)
+            step()
+            self._experts = self._read_experts(kinds, step)
+        self._load_seconds = stages.seconds["load"]
+        log.info(
+            "%s on %s in %s: attention %s, sla_topk %g, linears %s",
+            model,
+            device,
+            str(dtype).removeprefix("torch."),
+            kinds.attention_type,
+            kinds.sla_topk,
+            kinds.quant_linear,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "demo",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        attention_type: str = "auto",
+        sla_topk: float | None = None,
+        quant_linear: str = "auto",
+        requests: Sequence[Request] = (),
+        on_progress: OnProgress | None = None,
+    ) -> "Pipeline":
+        """Load a model by name, folder or file.
+
+        device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" (bfloat16 on a GPU, float32 on a CPU) or either name. The
+        kinds are those of requests that leave them at "auto". requests: what is going to be asked for, checked before
+        anything is fetched or loaded. Raises a UserError, one line: RequestError, then MachineError, then
+        MissingFilesError or CheckpointError.
+        """
+        origin = source.identify(model)
+        preset = origin.preset
+        defaults = Request(
+            "a video",
+            image="image" if preset.task == "i2v" else None,
+            attention_type=attention_type,
+            sla_topk=sla_topk,
+            quant_linear=quant_linear,
+        )
+        wanted = defaults.resolve(preset)
+        for request in requests:
+            request.resolve(preset)
+        place = _device(device)
+        number = _dtype(dtype, place)
+        here = memory.machine(place)
+        topk = preset.transformer.sla_topk if sla_topk is None else sla_topk
+        kinds = Kinds(wanted.attention_type, topk, _quant_linear(wanted.quant_linear, preset, here))
+        asked = [_as_loaded(request, kinds).resolve(preset) for request in requests or [defaults]]
+        for request in asked:
+            memory.check(_job(model, preset, request, request.size, number, place), here, chosen=device != "auto")
+        stages = _Stages(on_progress, place)
+        paths = source.files(
+            origin,
+            resolution=asked[0].resolution,
+            quantized=kinds.quant_linear == "int8_block",
+            on_fetch=lambda file, done, total: stages.report("download", done >> 20, total >> 20),
+        )
+        return cls(
+            model,
+            preset,
+            paths,
+            device=place,
+            dtype=number,
+            kinds=kinds,
+            device_chosen=device != "auto",
+            stages=stages,
+        )
+
+    def generate(self, request: Request, on_progress: OnProgress | None = None) -> Result:
+        """Make the video of a request. The same resolved request gives the same bytes on the same device.
+
+        Kinds that differ from the loaded ones rebuild the transformer. `on_progress` may raise to cancel: the exception
+        comes through and the pipeline stays usable. Raises RequestError, MachineError, or OutputError for a result that
+        is not a video.
+        """
+        stages = _Stages(on_progress, self.device)
+        try:
+            return self._generate(request, stages)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise MachineError(
+                f"{self.device} ran out of memory, of which another program may hold some: try a smaller resolution, "
+                "fewer frames, or --quant-linear on"
+            ) from error
+
+    def _generate(self, request: Request, stages: "_Stages") -> Result:
+        preset = self.preset
+        if request.model is not None and request.model.lower() not in (self.model.lower(), preset.name.lower()):
+            raise RequestError(f"this pipeline holds {self.model}; Pipeline.load({request.model!r}) holds the other")
+        if request.attention_type == "auto":
+            request = replace(request, attention_type=self.kinds.attention_type)
+        notices = list(request.notices(preset))
+        resolved = _as_loaded(request, self.kinds).resolve(preset)
+        kinds = Kinds(resolved.attention_type, resolved.sla_topk or self.kinds.sla_topk, resolved.quant_linear)
+        image = None if resolved.image is None else load_image(resolved.image)
+        width, height = resolved.size
+        if image is not None and resolved.adaptive_resolution:
+            width, height = adaptive_size(image.shape[1], image.shape[0], width * height)
+        job = _job(self.model, preset, resolved, (width, height), self.dtype, self.device)
+        notices += filter(None, [self._check_memory(job), self._untrained(kinds)])
+        if preset.name == "demo":
+            notices += filter(None, [describe_gap(resolved.prompt)])
+
+        stages.seconds["load"], self._load_seconds = self._load_seconds, 0.0
+        self._rebuild(kinds, stages)
+        with torch.inference_mode():
+            states = self._encode_text(resolved, stages)
+            condition = None if image is None else self._encode_image(image, job, stages)
+            latent = self._sample(resolved, job, states, condition, stages)
+            encoder = video.Encoder(width, height, preset.fps, {"request": resolved.to_json(), "version": __version__})
+            frames, mp4 = self._decode(latent, (width, height), encoder, stages)
+        name = video.output_name(preset.task, resolved.seed, preset.file_name, datetime.now())
+        return Result(resolved, frames, mp4, name, stages.seconds, tuple(notices))
+
+    # ---- weights ----
+
+    def _read_experts(self, kinds: Kinds, step: Callable[[], None]) -> tuple[WanTransformer, ...]:
+        trained = self.preset.transformer.attention_type in SPARSE_ATTENTION
+        dense = kinds.attention_type not in SPARSE_ATTENTION
+        # A checkpoint with SLA's projection is read into a network that has one, even where it is going to run dense.
+        stored = replace(kinds, attention_type="sla") if trained and dense else kinds
+        experts = []
+        for part in ("transformer", "transformer_low")[: self.preset.experts]:
+            expert = self._empty_expert(stored)
+            missing = () if trained else ("proj_l",)
+            load_transformer(expert, self._paths[part], part=part, device=self.device, allow_missing=missing)
+            experts.append(self._over(expert, kinds))
+            step()
+        return tuple(experts)
+
+    def _empty_expert(self, kinds: Kinds) -> WanTransformer:
+        config = replace(
+            self.preset.transformer,
+            attention_type=kinds.attention_type,
+            sla_topk=kinds.sla_topk,
+            quant_linear=kinds.quant_linear,
+        )
+        return WanTransformer(config, device="meta", dtype=self.dtype)
+
+    def _rebuild(self, kinds: Kinds, stages: "_Stages") -> None:
+        """Make the experts compute in `kinds`; weights are read again only where they differ."""
+        if kinds == self._built and self._experts:
+            return
+        new_tensors = kinds.quant_linear != self._built.quant_linear or (
+            kinds.attention_type in SPARSE_ATTENTION and self._built.attention_type not in SPARSE_ATTENTION
+        )
+        old, self._experts = self._experts, ()
+        with stages.run("load", self.preset.experts) as step:
+            if old and not new_tensors:
+                self._experts = tuple(self._over(expert, kinds) for expert in old)
+            else:
+                del old  # first: two copies may not fit
+                self._experts = self._read_experts(kinds, step)
+        self._built = kinds
+
+    def _over(self, expert: WanTransformer, kinds: Kinds) -> WanTransformer:
+        """A network of these kinds over an expert's own tensors; one that runs dense leaves SLA's projection out."""
+        new = self._empty_expert(kinds)
+        names = new.state_dict().keys()
+        new.load_state_dict({name: t for name, t in expert.state_dict().items() if name in names}, assign=True)
+        return new.eval().requires_grad_(False)
+
+    def _untrained(self, kinds: Kinds) -> str | None:
+        if kinds.attention_type in SPARSE_ATTENTION and self.preset.transformer.attention_type not in SPARSE_ATTENTION:
+            return f"attention {kinds.attention_type!r}: {self.model} was not fine-tuned for it, so its pictures suffer"
+        return None
+
+    def _check_memory(self, job: memory.Job) -> str | None:
+        need = memory.needs(job)
+        held = need.total - need.activations if self._experts else 0
+        return memory.check(job, memory.machine(self.device), held=held, chosen=self._device_chosen)
+
+    # ---- stages ----
+
+    def _encode_text(self, request: Request, stages: "_Stages") -> list[Tensor]:
+        """States [1, S, E] of the prompt and, under guidance, of the negative prompt."""
+        prompts = [request.prompt]
+        if request.guidance is not None and request.guidance != 1:
+            prompts.append(request.negative_prompt or "")
+        with stages.run("text", len(prompts)) as step:
+            states = []
+            for prompt in prompts:
+                if prompt not in self._states:
+                    ids_BS, mask_BS = self._tokenizer([prompt])
+                    self._states[prompt] = self._text(ids_BS.to(self.device), mask_BS.to(self.device))
+                self._states.move_to_end(prompt)
+                states.append(self._states[prompt])
+                step()
+            while len(self._states) > TEXT_CACHE:
+                self._states.popitem(last=False)
+        return states
+
+    def _encode_image(self, image: NDArray[np.uint8], job: memory.Job, stages: "_Stages") -> Tensor:
+        """The condition [1, 4 + z_dim, T, H/8, W/8]: mask of the given frame, latent of the image and then grey."""
+        with stages.run("image", 1) as step:
+            first_HWC = torch.from_numpy(fit(image, job.width, job.height)).to(self.device)
+            video_BCFHW = torch.zeros(1, 3, job.num_frames, job.height, job.width, device=self.device)
+            video_BCFHW[0, :, 0] = first_HWC.permute(2, 0, 1) / 127.5 - 1
+            latent_BCTHW = self._vae.encode(video_BCFHW)
+            mask_BCTHW = torch.zeros_like(latent_BCTHW[:, :4])
+            mask_BCTHW[:, :, 0] = 1
+            step()
+        return torch.cat((mask_BCTHW, latent_BCTHW), dim=1)
+
+    def _sample(
+        self, request: Request, job: memory.Job, states: list[Tensor], condition: Tensor | None, stages: "_Stages"
+    ) -> Tensor:
+        """The finished latent [1, z_dim, T, H/8, W/8]."""
+        vae = self.preset.vae
+        length = (job.num_frames - 1) // vae.time_factor + 1
+        shape = (1, vae.z_dim, length, job.height // vae.space_factor, job.width // vae.space_factor)
+        denoise = self._denoiser(request, states, condition)
+        assert request.num_steps is not None
+        with stages.run("diffusion", request.num_steps) as step:
+
+            def on_step(state: State) -> None:
+                if not torch.isfinite(state.x).all():
+                    raise OutputError(
+                        f"the network gave values that are not finite at step {state.step} of {request.num_steps}: the "
+                        "weights are damaged, or too coarse in this form (try --quant-linear off)"
+                    )
+                step()
+
+            if self.preset.sampler == "rcm":
+                assert request.sigma_max is not None
+                times = rcm_times(request.num_steps, request.sigma_max)
+                return sample_rcm(
+                    denoise, shape, times, request.seed, ode=request.ode, device=self.device, on_step=on_step
+                )
+            assert request.shift is not None
+            times = flow_times(request.num_steps, request.shift)
+            return sample_flow(denoise, shape, times, request.seed, device=self.device, on_step=on_step)
+
+    def _denoiser(self, request: Request, states: list[Tensor], condition: Tensor | None) -> Denoise:
+        """The velocity, by the expert for its time, under guidance where there are states of a negative prompt."""
+        contexts: dict[WanTransformer, list[Context]] = {}
+
+        def denoise(x_BCTHW: Tensor, t: float) -> Tensor:
+            low = request.boundary is not None and t < request.boundary
+            expert = self._experts[1 if low else 0]
+            if expert not in contexts:
+                contexts.clear()  # the high-noise expert's are not needed again
+                contexts[expert] = [expert.encode_context(states_BSE) for states_BSE in states]
+            x_BCTHW = x_BCTHW.float()
+            if condition is not None:
+                x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
+            t_B = torch.full((1,), 1000 * t, dtype=torch.float32, device=self.device)
+            velocity, *unwanted = (expert(x_BCTHW, t_B, context) for context in contexts[expert])
+            if unwanted:
+                assert request.guidance is not None
+                velocity = unwanted[0] + request.guidance * (velocity - unwanted[0])
+            return velocity
+
+        return denoise
+
+    def _decode(
+        self, latent_BCTHW: Tensor, size: tuple[int, int], encoder: video.Encoder, stages: "_Stages"
+    ) -> tuple[NDArray[np.uint8], bytes]:
+        """Frames [F, H, W, 3] and the mp4: one thread decodes chunks, another encodes those before."""
+        kept: list[NDArray[np.uint8]] = []
+        waiting: deque[Future[None]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
+            try:
+                with stages.run("decode", latent_BCTHW.shape[2]) as step:
+                    for chunk_BCFHW in self._vae.decode_chunks(latent_BCTHW):
+                        kept.append(_to_frames(chunk_BCFHW, *size))
+                        waiting.append(pool.submit(encoder.add, kept[-1]))
+                        while len(waiting) > CHUNKS_AHEAD:
+                            waiting.popleft().result()
+                        step()
+                frames = np.concatenate(kept)
+                if int(frames.max()) - int(frames.min()) < FLAT:
+                    raise OutputError(
+                        f"every frame is one flat colour, about {frames[0, 0, 0].tolist()}: the weights are damaged or "
+                        "do not belong together"
+                    )
+                with stages.run("encode", 1) as step:
+                    for chunk in waiting:
+                        chunk.result()
+                    mp4 = pool.submit(encoder.finish).result()
+                    step()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return frames, mp4
+
+
+class _Stages:
+    """Times the stages of one video and reports their steps."""
+
+    def __init__(self, on_progress: OnProgress | None, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_progress, self._device = on_progress, device
+
+    def report(self, stage: str, step: int, total: int, seconds_left: float | None = None) -> None:
+        if self._on_progress is not None:
+            self._on_progress(Progress(stage, step, total, seconds_left))
+
+    @contextmanager
+    def run(self, stage: str, total: int) -> Iterator[Callable[[], None]]:
+        """Time a stage; call what it yields after each of its steps."""
+        start, done = time.perf_counter(), 0
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            self._synchronize()
+            self.report(stage, done, total, (time.perf_counter() - start) / done * (total - done))
+
+        self.report(stage, 0, total)
+        yield step
+        self._synchronize()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        """Wait for the GPU, whose work is queued: else a stage would pay for the one before."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def _to_frames(chunk_BCFHW: Tensor, width: int, height: int) -> NDArray[np.uint8]:
+    """A decoded chunk in [-1, 1] as uint8 [F, height, width, 3], cut at the centre."""
+    if not torch.isfinite(chunk_BCFHW).all():
+        raise OutputError(
+            "the VAE gave values that are not finite: its weights are damaged or too coarse in this dtype"
+        )
+    top, left = (chunk_BCFHW.shape[3] - height) // 2, (chunk_BCFHW.shape[4] - width) // 2
+    cut_CFHW = chunk_BCFHW[0, :, :, top : top + height, left : left + width].float()
+    frames_FHWC = ((cut_CFHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
+    return frames_FHWC.contiguous().cpu().numpy()
+
+
+def _as_loaded(request: Request, kinds: Kinds) -> Request:
+    """The request with the pipeline's kinds where it names none."""
+    return replace(
+        request,
+        attention_type=kinds.attention_type if request.attention_type == "auto" else request.attention_type,
+        sla_topk=kinds.sla_topk if request.sla_topk is None else request.sla_topk,
+        quant_linear=kinds.quant_linear if request.quant_linear == "auto" else request.quant_linear,
+    )
+
+
+def _job(
+    model: str, preset: ModelPreset, request: Request, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> memory.Job:
+    """A resolved request as memory counts it."""
+    width, height = made_size(*size)
+    assert request.num_frames is not None and request.num_steps is not None
+    return memory.Job(
+        model=model,
+        transformer=replace(
+            preset.transformer,
+            attention_type=request.attention_type,
+            sla_topk=request.sla_topk or preset.transformer.sla_topk,
+            quant_linear=request.quant_linear,
+        ),
+        vae=preset.vae,
+        text=preset.text,
+        experts=preset.experts,
+        width=width,
+        height=height,
+        num_frames=request.num_frames,
+        num_steps=request.num_steps,
+        guided=request.guidance is not None and request.guidance != 1,
+        dtype=dtype,
+        device=device.type,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MachineError(f"device {name!r}: there are auto, cpu, cuda, cuda:1 and so on") from None
+    if device.type not in ("cpu", "cuda"):
+        raise MachineError(f"device {name!r} is not supported: take auto, cpu or cuda")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        here = f"has {count} GPU{'s' if count > 1 else ''}" if count else "has no GPU that PyTorch can use"
+        raise MachineError(f"device {name!r}: this machine {here}; take auto or cpu")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise MachineError(f"dtype {name!r}: there are auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _quant_linear(asked: str, preset: ModelPreset, here: memory.Machine) -> str:
+    """ "auto" is 8 bits for a large model on a GPU of less than 40 GiB."""
+    if asked != "auto":
+        return asked
+    large = memory.transformer_bytes(preset.transformer, torch.bfloat16) > LARGE
+    return "int8_block" if here.device == "cuda" and here.total < QUANTIZE_BELOW and large else "off"
