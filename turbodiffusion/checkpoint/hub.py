@@ -115,6 +115,7 @@ def _missing(files: Sequence[HubFile], reason: str, endpoint: str | None) -> str
         by_repo.setdefault(file.repo, []).append(file.path)
     address = endpoint or constants.ENDPOINT
     setting = f"HF_ENDPOINT={endpoint} " if endpoint else ""
+    setting += "HF_HUB_OFFLINE=0 " if constants.HF_HUB_OFFLINE else ""
     commands = [f"{setting}hf download {repo} {' '.join(paths)}" for repo, paths in by_repo.items()]
     listed = ", ".join(f"{file.path} ({file.role}, {_size(file.bytes)}) of {file.repo}" for file in files)
     total = _size(sum(file.bytes for file in files))
