@@ -48,6 +48,12 @@ def test_vocabulary_has_umt5_special_ids_and_byte_fallback(spiece):
         assert not (ids[row] == 2).any()  # no unknown: § is made of bytes
 
 
+def test_a_chinese_character_is_a_piece_of_its_own(spiece):
+    """The captions hold 一只红色的狐狸 whole; a piece of several characters would know no other colour."""
+    _, mask = Tokenizer(spiece, text_len=24)(["一只红色的狐狸"])
+    assert mask.sum() == 7 + 1  # the first with the blank that begins a text, and </s>
+
+
 def test_long_prompt_is_cut_and_still_ends(spiece):
     ids, mask = Tokenizer(spiece, text_len=5)([CAPTIONS[0] * 3])
     assert mask.sum() == 5
@@ -67,7 +73,7 @@ def test_tokenizer_matches_transformers(tmp_path, text_len):
             model_writer=file,
             vocab_size=330,
             hard_vocab_limit=False,
-            byte_fallback=True,
+            character_coverage=1.0,  # transformers' T5 has no bytes to fall back on
             pad_id=0,
             eos_id=1,
             unk_id=2,

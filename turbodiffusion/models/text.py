@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from turbodiffusion.errors import CheckpointError
 
-WORD_END = "||"  # where no piece may reach across, in the text that a vocabulary is trained on
+WORD_END = "||"  # no piece reaches across it, in the text that a vocabulary is trained on
 BETWEEN_HAN = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # umT5's; it has no token for the beginning of a text
 
@@ -132,9 +132,10 @@ class TextEncoder(nn.Module):
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocab_size: int = 4096) -> None:
     """Train a SentencePiece vocabulary by byte-pair merges (arXiv 1508.07909) on captions and write it to `path`.
 
-    A Chinese character is a piece of its own: whole phrases, which a small corpus repeats, would otherwise become pieces
-    and a new combination of known words would read as something never seen. The special ids are umT5's; a character not seen in training falls back to its UTF-8 bytes. The same captions give
-    the same pieces: one thread, no sampling. `vocab_size` is an upper limit; a small corpus gives fewer pieces.
+    A Chinese character is a piece of its own: whole phrases, which a small corpus repeats, would otherwise become
+    pieces, and a new combination of known words would read as something never seen. The special ids are umT5's; a
+    character not seen in training falls back to its UTF-8 bytes. The same captions give the same pieces: one thread, no
+    sampling. `vocab_size` is an upper limit; a small corpus gives fewer pieces.
     """
     from sentencepiece import SentencePieceTrainer
 
