@@ -109,6 +109,7 @@ def test_foreign_file_is_one_clear_line(content, message, tmp_path):
         ([torch.ones(1)], "no tensors by name"),
         ({}, "no tensors by name"),
         ({"a": torch.ones(1), "step": 3}, "other things than tensors: step"),
+        ({0: torch.ones(1)}, "other things than tensors: 0"),  # an optimizer's state, say
     ],
 )
 def test_pickle_without_tensors_by_name_is_refused(content, message, tmp_path):

@@ -249,6 +249,23 @@ def test_every_fault_is_named_and_nothing_is_written(tmp_path):
         assert torch.equal(tensor, before[name])
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "dtype"),
+    [
+        ("t2v_dense.pth", "blocks.0.ffn.0.weight", torch.int8),
+        ("t2v_quant.pth", "blocks.0.ffn.0.int8_weight", torch.uint8),
+        ("t2v_quant.pth", "blocks.0.ffn.0.scale", torch.bfloat16),
+    ],
+)
+def test_a_tensor_of_another_kind_is_named(source, name, dtype, tmp_path):
+    state = golden(source)
+    state[name] = state[name].to(dtype)
+    torch.save(state, tmp_path / "bad.pth")
+    model = on_meta(DENSE if source == "t2v_dense.pth" else quant_config("int8_block"))
+    with pytest.raises(CheckpointError, match=rf"{name} is {dtype}, not torch\."):
+        load_transformer(model, tmp_path / "bad.pth")
+
+
 def peak_bytes(load, mapped):
     """Most bytes of CPU memory that load() took beyond what was there; the mapped file's pages are not counted."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:

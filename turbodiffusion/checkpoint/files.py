@@ -168,7 +168,9 @@ def _open_pickle(path: Path) -> TensorFile:
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path} holds no tensors by name")
-    foreign_names = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    foreign_names = [
+        str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if foreign_names:
         raise CheckpointError(f"{path} holds other things than tensors: {some(foreign_names)}")
     return TensorFile(path, {name: tuple(t.shape) for name, t in content.items()}, content.__getitem__)

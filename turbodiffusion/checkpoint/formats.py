@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from turbodiffusion.checkpoint.files import TensorFile, locate, open_tensors, some
@@ -19,6 +20,7 @@ from turbodiffusion.errors import CheckpointError
 from turbodiffusion.ops.linear.int8 import BLOCK, dequantize_int8_block
 
 SHAPES_KEY = "shapes"  # in the header of a file of ours: shapes of 8-bit weights that are not matrices, as JSON
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _Renames = tuple[tuple[str, str], ...]
 
 _WAN_TRANSFORMER: _Renames = ((r"\.self_attn\.attn_op\.local_attn\.proj_l\.", ".self_attn.attention.proj_l."),)
@@ -141,14 +143,19 @@ class Checkpoint:
     def blocks(self, name: str) -> tuple[Tensor, Tensor]:
         """int8 [out, in] and float32 scales [ceil(out / 128), ceil(in / 128)] of a quantized weight."""
         values, scale = self._sources[name]
-        return self._file.read(values), self._file.read(scale)
+        return self._read(values, torch.int8), self._read(scale, torch.float32)
 
     def read(self, name: str) -> Tensor:
         """The weight as a float tensor of `shapes[name]`, dequantized to float32 where it is stored in 8 bits."""
-        tensor = (
-            dequantize_int8_block(*self.blocks(name)) if self.quantized(name) else self._file.read(*self._sources[name])
-        )
-        return tensor.reshape(self.shapes[name])
+        if self.quantized(name):
+            return dequantize_int8_block(*self.blocks(name)).reshape(self.shapes[name])
+        return self._read(self._sources[name][0], *FLOATS).reshape(self.shapes[name])
+
+    def _read(self, stored: str, *dtypes: torch.dtype) -> Tensor:
+        tensor = self._file.read(stored)
+        if tensor.dtype not in dtypes:
+            raise CheckpointError(f"{self.path}: {stored} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
+        return tensor
 
 
 def open_checkpoint(path: str | Path, part: str) -> Checkpoint:

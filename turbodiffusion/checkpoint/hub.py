@@ -39,6 +39,7 @@ def fetch(
     # Not at the top: half a second, for a module that every command imports through the presets.
     from huggingface_hub import constants, try_to_load_from_cache
 
+    assert len({file.path for file in files}) == len(files), "two files of one path cannot be told apart"
     found = {}
     for file in files:
         cached = try_to_load_from_cache(file.repo, file.path)
