@@ -179,14 +179,17 @@ def _duration(seconds: float) -> str:
 
 
 def _transformer_activations(job: Job) -> int:
-    """The worst moment of a block: the ffn's hidden states before and after GELU beside a float32 stream."""
+    """The worst moment of a block: in its ffn, or in an attention whose reference works in float32."""
     config, width = job.transformer, job.dtype.itemsize
-    per_token = 2 * config.ffn_dim * width + config.dim * (6 * width + 12)  # 12: x, y and their gated sum in float32
+    stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32
+    ffn = 2 * config.ffn_dim * width  # hidden states before and after GELU
     if config.quant_linear != "off":
-        per_token += 8 * config.ffn_dim  # the emulated product: 8-bit values as float32, and the scaled result
+        ffn += 8 * config.ffn_dim  # the emulated product: 8-bit values as float32, and the scaled result
+    # float32 copies of q, k, v and the output, and phi of q and k with their normalised product
+    attention = 0 if config.attention_type == "original" else 4 * 8 * config.dim
     cross = 2 * config.num_layers * config.text_len * config.dim * width * (2 if job.guided else 1)
     state = 6 * 8 * config.out_dim * job.tokens * PATCH**2  # the sampler's float64 tensors
-    return job.tokens * per_token + cross + state
+    return job.tokens * (stream * config.dim + max(ffn, attention)) + cross + state
 
 
 def _vae_activations(job: Job) -> int:
