@@ -68,6 +68,8 @@ def test_help_shows_every_option_whole(capsys, monkeypatch, width):
         (["generat", "a cat"], "generat"),
         (["generate", "a cat", "--num-steps", "four"], "valid integer"),
         (["generate"], "give one prompt"),
+        (["generate", "a", "red", "fox"], '"a red fox"'),
+        (["generate", "--prompts-file"], "requires an argument"),
         (["generate", "a cat", "--prompts-file", "p.txt"], "give one prompt"),
         (["generate", "--prompts-file", "none.txt"], "none.txt cannot be read: No such file"),
         (["generate", "--prompts-file", "empty.txt"], "empty.txt has no prompt"),
@@ -103,32 +105,38 @@ def test_info(capsys, tmp_path):
     assert Request.from_json(out) == request and json.loads(out)["seed"] == 42
 
 
-def test_progress_in_a_log_is_short_and_plain():
+def steps(display, stage: str, total: int) -> None:
+    for step in range(total + 1):
+        display(Progress(stage, step, total, 125.0 * (total - step) if step else None))
+
+
+def test_progress_in_a_log_is_plain():
     text = io.StringIO()
-    with cli._Display(Console(file=text)) as display:
-        display(Progress("diffusion", 0, 4))
-        for step in range(1, 5):
-            display(Progress("diffusion", step, 4, 125.0 * (4 - step)))
-        for step in range(1, 101):
-            display(Progress("decode", step, 100, 0.1 * (100 - step)))
-    lines = text.getvalue().splitlines()
-    assert lines[:4] == [
+    with cli._Display(Console(file=text), interval=0) as display:
+        steps(display, "diffusion", 4)
+    assert text.getvalue().splitlines() == [
         "diffusion 1/4, 6 min 15 s left",
         "diffusion 2/4, 4 min 10 s left",
         "diffusion 3/4, 2 min 05 s left",
         "diffusion 4/4",
     ]
-    assert len(lines) < 10 and lines[-1] == "decode 100/100"
+
+
+def test_progress_in_a_log_is_short():
+    text = io.StringIO()
+    with cli._Display(Console(file=text), interval=1e9) as display:
+        steps(display, "diffusion", 4)
+        steps(display, "decode", 100)
+    assert text.getvalue().splitlines() == ["diffusion 4/4", "decode 100/100"]
 
 
 def test_progress_on_a_terminal_fits_and_vanishes():
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=60, legacy_windows=False)
     with cli._Display(console) as display:
-        for step in range(5):
-            display(Progress("diffusion", step, 4, 30.0 * (4 - step)))
+        steps(display, "diffusion", 4)
     shown = text.getvalue()
-    assert "2/4, 60 s left" in shown and "━" in shown
+    assert "2/4, 4 min 10 s left" in shown and "━" in shown
     assert shown.rstrip().endswith("\x1b[2K")  # the bars are erased; the summary takes their place
 
 

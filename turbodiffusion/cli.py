@@ -68,7 +68,7 @@ Sheet = Annotated[bool, _option("--contact-sheet", "Also write a PNG of some fra
 Quiet = Annotated[bool, _option("--quiet", "Print nothing but the path.", _RUN, "")]
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="What to see; English or Chinese.", show_default=False)] = None,
@@ -110,6 +110,8 @@ def generate(
     """
     from turbodiffusion.request import Request
 
+    if context.args:
+        raise RequestError(f'put the prompt in quotes: turbodiffusion generate "{prompt} {" ".join(context.args)}"')
     if prompt is not None and prompts_file is None:
         prompts = [prompt]
     elif prompts_file is not None and prompt is None:
@@ -346,12 +348,13 @@ def _summary(result: "Result", seconds: float) -> str:
 class _Display:
     """Progress by stage with seconds left: bars on a terminal, a few plain lines elsewhere, nothing when quiet."""
 
-    def __init__(self, console: Console, first: str | None = None):
-        """`first`: a stage to show at once, before anything is known of its steps."""
-        self._console = console
+    def __init__(self, console: Console, first: str | None = None, interval: float = 10.0):
+        """first: a stage to show at once, before anything is known of its steps. interval: seconds between two lines of
+        one stage where there is no terminal."""
+        self._console, self._interval = console, interval
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._printed: dict[str, int] = {}
+        self._printed = time.monotonic()
         if console.is_terminal and not console.quiet:
             width = max(8, min(40, console.width - 44))
             columns = (TextColumn("{task.description:<9}"), BarColumn(width), TextColumn("{task.fields[state]}"))
@@ -382,10 +385,10 @@ class _Display:
         )
 
     def _print(self, progress: "Progress", state: str) -> None:
-        """A line at each quarter of a stage at most: logs stay short whatever the number of steps."""
-        quarter = 4 * progress.step // max(progress.total, 1)
-        if progress.step > 0 and self._printed.get(progress.stage) != quarter:
-            self._printed[progress.stage] = quarter
+        """A line at each stage's end, and between them only as time passes: logs stay short."""
+        now = time.monotonic()
+        if progress.step == progress.total or (progress.step > 0 and now - self._printed >= self._interval):
+            self._printed = now
             self._console.print(f"{progress.stage} {state}", soft_wrap=True)
 
 
@@ -419,7 +422,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except _UsageError as error:
-        return _refuse(f"{error.format_message()} (see {error.ctx.command_path} --help)")
+        place = error.ctx.command_path if error.ctx else "turbodiffusion"
+        return _refuse(f"{error.format_message().rstrip('.')} (see {place} --help)")
     except UserError as error:
         return _refuse(str(error))
     if code == 130:

@@ -30,7 +30,7 @@ def started(model: Path, output: Path, *more: str) -> "subprocess.Popen[str]":
 
 
 def wait_for(process: "subprocess.Popen[str]", word: str) -> None:
-    """Read the progress lines up to the first that begins with `word`."""
+    """Read the progress lines up to the first that begins with `word`, which a stage prints at its end."""
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith(word):
@@ -53,7 +53,7 @@ def test_a_video_through_the_real_command(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["load", "text", "diffusion", "decode"])
-def test_ctrl_c_in_every_stage(tiny_model, tmp_path, stage):
+def test_ctrl_c_after_every_stage(tiny_model, tmp_path, stage):
     process = started(tiny_model, tmp_path / "o")
     wait_for(process, stage)
     process.send_signal(signal.SIGINT)
