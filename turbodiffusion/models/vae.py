@@ -3,15 +3,15 @@
 Source: "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv 2503.20314), section 4.1. A clip has 4k + 1
 frames: the first is coded alone, then each 4 become one latent frame.
 
-Every layer that looks back in time is a function (x, past) -> (y, past): `past` holds the frames that it must remember,
-`None` means that x starts the clip. A clip in one call (training) and a clip in chunks are therefore the same code and
-agree to rounding. Shape suffixes: B batch, C channels, T frames at any stage, F video frames, H and W height and width
-at any stage, N = B * T frames folded into the batch, L = H * W positions.
+Every layer that looks back in time is a function (x, past) -> (y, past): `past` holds the frames that it must remember
+and is used up by the call, `None` means that x starts the clip. A clip in one call (training) and a clip in chunks are
+therefore the same code and agree to rounding. Shape suffixes: B batch, C channels, T frames at any stage, F video
+frames, H and W height and width at any stage, N = B * T frames folded into the batch, L = H * W positions.
 
 Activations are kept in the channels_last_3d layout: there, folding the frames into the batch is free.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from turbodiffusion.errors import UserError
 
-# What a layer remembers of the frames before x: a tensor [B, C, frames, H, W], a sequence of such for a block of layers;
-# None at the start of the clip, and for a layer that remembers nothing.
+# What a layer remembers of the frames before x: a tensor [B, C, frames, H, W], a sequence of such for a block of
+# layers; None at the start of the clip, and for a layer that remembers nothing.
 Past = Any
 
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes of the VAE and the scale of its latents; the defaults, with their 32 constants, are the published Wan2.1's."""
+    """Sizes of the VAE and the scale of its latents; the defaults are the published Wan2.1's."""
 
     dim: int = 96
     z_dim: int = 16
@@ -65,19 +65,44 @@ class VAEConfig:
 
 
 class CausalConv3d(nn.Conv3d):
-    """A 3x3x3 convolution whose output at a frame sees that frame and the two before it (zeros before the clip)."""
+    """A convolution whose output at a frame sees no later frame; zeros stand before the clip."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3)) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=(0, kernel_size[1] // 2, kernel_size[2] // 2))
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int, int] = (3, 3, 3), time_stride: int = 1
+    ) -> None:
+        padding = (0, kernel_size[1] // 2, kernel_size[2] // 2)
+        super().__init__(in_channels, out_channels, kernel_size, stride=(time_stride, 1, 1), padding=padding)
 
     def forward(self, x_BCTHW: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        seen = self.kernel_size[0] - 1
+        remembered = self.kernel_size[0] - self.stride[0]
         if past is None:
-            x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, seen, 0))
+            x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, remembered, 0))
         else:
             x_BCTHW = torch.cat((past, x_BCTHW), dim=2)
-        # A copy: a view would keep the whole chunk alive.
-        return super().forward(x_BCTHW), x_BCTHW[:, :, -seen:].clone()
+        y_BCTHW = self._sum_of_taps(x_BCTHW) if x_BCTHW.is_cpu else super().forward(x_BCTHW)
+        return y_BCTHW, _copy(x_BCTHW[:, :, -remembered:])
+
+    def _sum_of_taps(self, x_BCTHW: Tensor) -> Tensor:
+        """The same sum, one 2D convolution a tap in time: on short chunks PyTorch's 3D one is several times slower."""
+        step = self.stride[0]
+        span = x_BCTHW.shape[2] - self.kernel_size[0] + 1
+        y_NCHW: Tensor | None = None
+        for tap, weight in enumerate(self.weight.unbind(2)):
+            x_NCHW = _fold_frames(x_BCTHW[:, :, tap : tap + span : step])
+            part_NCHW = F.conv2d(x_NCHW, weight, self.bias if tap == 0 else None, padding=self.padding[1:])
+            y_NCHW = part_NCHW if y_NCHW is None else y_NCHW.add_(part_NCHW)
+        assert y_NCHW is not None
+        return _unfold_frames(y_NCHW, len(x_BCTHW))
+
+
+class PointwiseConv3d(nn.Conv3d):
+    """A 1x1x1 convolution as the matrix product that it is when the channels are innermost in memory."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        return _pointwise(self, x_BCTHW.movedim(1, -1)).movedim(-1, 1)
 
 
 class ChannelNorm(nn.Module):
@@ -89,10 +114,9 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x32 = x.float()
-        scale = self.gamma.float() * len(self.gamma) ** 0.5
-        # The floor is that of F.normalize: an all-zero position stays zero.
-        norm = torch.linalg.vector_norm(x32, dim=1, keepdim=True).clamp_min(1e-12)
-        return (x32 / norm * scale).to(x.dtype)
+        # sqrt(C) is inside the mean. The addend only keeps an all-zero position zero.
+        inverse = (x32.square().mean(dim=1, keepdim=True) + 1e-24).rsqrt()
+        return (x32 * inverse * self.gamma.float()).to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -109,7 +133,7 @@ class ResidualBlock(nn.Module):
                 "6": CausalConv3d(out_dim, out_dim),
             }
         )
-        self.shortcut = nn.Conv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+        self.shortcut = PointwiseConv3d(in_dim, out_dim) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
         past_1, past_2 = past or (None, None)
@@ -129,10 +153,12 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
         x_NCHW = _fold_frames(x_BCTHW)
-        qkv_N1LC = self.to_qkv(self.norm(x_NCHW)).flatten(2).transpose(1, 2).unsqueeze(1)
-        out_N1LC = F.scaled_dot_product_attention(*qkv_N1LC.chunk(3, dim=-1))
-        out_NCHW = out_N1LC.squeeze(1).transpose(1, 2).unflatten(2, x_NCHW.shape[2:])
-        return x_BCTHW + _unfold_frames(self.proj(out_NCHW), len(x_BCTHW)), None
+        h_NLC = self.norm(x_NCHW).flatten(2).transpose(1, 2)
+        # The axis of one is the head.
+        q, k, v = _pointwise(self.to_qkv, h_NLC).unsqueeze(1).chunk(3, dim=-1)
+        h_NLC = _pointwise(self.proj, F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        h_NCHW = h_NLC.transpose(1, 2).unflatten(2, x_NCHW.shape[2:])
+        return x_BCTHW + _unfold_frames(h_NCHW, len(x_BCTHW)), None
 
 
 class Downsample(nn.Module):
@@ -142,19 +168,14 @@ class Downsample(nn.Module):
         super().__init__()
         # "1": place in Wan's sequence pad, conv. The odd row and column of padding are at the bottom and right.
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
-        self.time_conv = nn.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if temporal else None
+        self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), time_stride=2) if temporal else None
 
     def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
         x_NCHW = self.resample["1"](F.pad(_fold_frames(x_BCTHW), (0, 1, 0, 1)))
         x_BCTHW = _unfold_frames(x_NCHW, len(x_BCTHW))
         if self.time_conv is None:
             return x_BCTHW, None
-        last = x_BCTHW[:, :, -1:].clone()
-        if past is not None:
-            return self.time_conv(torch.cat((past, x_BCTHW), dim=2)), last
-        if x_BCTHW.shape[2] == 1:
-            return x_BCTHW, last
-        return torch.cat((x_BCTHW[:, :, :1], self.time_conv(x_BCTHW)), dim=2), last
+        return _after_first_frame(self.time_conv, x_BCTHW, past, before=_copy)
 
 
 class Upsample(nn.Module):
@@ -171,22 +192,20 @@ class Upsample(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
         if self.time_conv is not None:
-            x_BCTHW, past = self._double_frames(self.time_conv, x_BCTHW, past)
+            x_BCTHW, past = _after_first_frame(self._double_frames, x_BCTHW, past, before=self._two_zero_frames)
         x_NCHW = F.interpolate(_fold_frames(x_BCTHW), scale_factor=2.0, mode="nearest-exact")
         return _unfold_frames(self.resample["1"](x_NCHW), len(x_BCTHW)), past
 
+    def _double_frames(self, x_BCTHW: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.time_conv is not None
+        pairs_BCTHW, past = self.time_conv(x_BCTHW, past)
+        # The first half of the channels is the earlier frame of each pair. Channels stay innermost in memory.
+        pairs_BTHW2C = pairs_BCTHW.movedim(1, -1).unflatten(-1, (2, -1))
+        return pairs_BTHW2C.movedim(4, 2).contiguous().flatten(1, 2).movedim(-1, 1), past
+
     @staticmethod
-    def _double_frames(time_conv: CausalConv3d, x_BCTHW: Tensor, past: Past) -> tuple[Tensor, Tensor]:
-        first, rest = x_BCTHW[:, :, :0], x_BCTHW
-        if past is None:
-            first, rest = x_BCTHW[:, :, :1], x_BCTHW[:, :, 1:]
-            past = torch.zeros_like(first.expand(-1, -1, 2, -1, -1))
-        if rest.shape[2] == 0:
-            return first, past
-        pairs_BCTHW, past = time_conv(rest, past)
-        # The first half of the channels is the earlier frame of each pair.
-        doubled = torch.stack(pairs_BCTHW.chunk(2, dim=1), dim=3).flatten(2, 3)
-        return torch.cat((first, doubled), dim=2), past
+    def _two_zero_frames(frame_BCTHW: Tensor) -> Tensor:
+        return _copy(torch.zeros_like(frame_BCTHW).expand(-1, -1, 2, -1, -1))
 
 
 class Encoder(nn.Module):
@@ -242,9 +261,9 @@ class Decoder(nn.Module):
 
 
 class WanVAE(nn.Module):
-    """The Wan2.1 VAE: video [B, 3, F, H, W] in [-1, 1], F = 4k + 1, to and from a latent [B, z_dim, T = k + 1, H/8, W/8].
+    """The Wan2.1 VAE: video [B, 3, F, H, W] in [-1, 1], F = 4k + 1, to and from a latent [B, z_dim, k + 1, H/8, W/8].
 
-    `encode`, `decode` and `decode_chunks` work on normalised latents, (z - mean) / std, a chunk at a time, and record no
+    `encode`, `decode` and `decode_chunks` work on normalised latents, (z - mean) / std, chunk by chunk, and record no
     gradients. `encode_moments` and `decode_whole` run a clip in one call, on z itself, and are differentiable.
     """
 
@@ -259,14 +278,14 @@ class WanVAE(nn.Module):
         self.config = config
         with torch.device(device or torch.get_default_device()):
             self.encoder = Encoder(config)
-            self.conv1 = nn.Conv3d(2 * config.z_dim, 2 * config.z_dim, 1)
-            self.conv2 = nn.Conv3d(config.z_dim, config.z_dim, 1)
+            self.conv1 = PointwiseConv3d(2 * config.z_dim, 2 * config.z_dim)
+            self.conv2 = PointwiseConv3d(config.z_dim, config.z_dim)
             self.decoder = Decoder(config)
         self.to(dtype=dtype)
 
     @torch.no_grad()
     def encode(self, video_BCFHW: Tensor) -> Tensor:
-        """The latent's normalised mean, float32 [B, z_dim, T, H/8, W/8]. Raises UserError for a size that does not fit."""
+        """The latent's normalised mean, float32 [B, z_dim, T, H/8, W/8]. UserError for a size that does not fit."""
         self._check_video(video_BCFHW)
         past: Past = None
         means = []
@@ -277,7 +296,7 @@ class WanVAE(nn.Module):
         return (torch.cat(means, dim=2).float() - mean) / std
 
     def encode_moments(self, video_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of z, each [B, z_dim, T, H/8, W/8], not normalised. Raises UserError as `encode`."""
+        """Mean and log variance of z, each [B, z_dim, T, H/8, W/8], not normalised. UserError as in `encode`."""
         self._check_video(video_BCFHW)
         features, _ = self.encoder(self._prepare(video_BCFHW))
         mean, logvar = self.conv1(features).chunk(2, dim=1)
@@ -329,13 +348,12 @@ def _middle(dim: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
 
 
-def _through(layers: Sequence[nn.Module], x: Tensor, pasts: Iterable[Past] | None) -> tuple[Tensor, list[Past]]:
-    """x through every layer in turn, each with its own past."""
-    kept = []
-    for layer, past in zip(layers, pasts or [None] * len(layers), strict=True):
-        x, past = layer(x, past)
-        kept.append(past)
-    return x, kept
+def _through(layers: Sequence[nn.Module], x: Tensor, pasts: list[Past] | None) -> tuple[Tensor, list[Past]]:
+    """x through every layer in turn. Each past gives way to the new one at once, so two sets are never held."""
+    pasts = pasts or [None] * len(layers)
+    for index, layer in enumerate(layers):
+        x, pasts[index] = layer(x, pasts[index])
+    return x, pasts
 
 
 def _chunks(x_BCTHW: Tensor, first: int, then: int) -> Iterator[Tensor]:
@@ -343,9 +361,38 @@ def _chunks(x_BCTHW: Tensor, first: int, then: int) -> Iterator[Tensor]:
     yield from x_BCTHW[:, :, first:].split(then, dim=2) if x_BCTHW.shape[2] > first else ()
 
 
+def _after_first_frame(
+    layer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    x_BCTHW: Tensor,
+    past: Past,
+    *,
+    before: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """`layer` on all frames but the clip's first, which passes unchanged; `before(first)` is the past after it."""
+    if past is not None:
+        return layer(x_BCTHW, past)
+    first = x_BCTHW[:, :, :1]
+    past = before(first)
+    if x_BCTHW.shape[2] == 1:
+        return first, past
+    rest, past = layer(x_BCTHW[:, :, 1:], past)
+    return torch.cat((first, rest), dim=2), past
+
+
+def _pointwise(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution of size one as a matrix product on the last axis of x."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def _copy(frames_BCTHW: Tensor) -> Tensor:
+    """Frames to remember; a view of them would keep their whole chunk alive."""
+    return frames_BCTHW.clone(memory_format=torch.channels_last_3d)
+
+
 def _fold_frames(x_BCTHW: Tensor) -> Tensor:
-    return x_BCTHW.transpose(1, 2).flatten(0, 1)
+    # With the channels last in the view too, a batch of one keeps strides that PyTorch takes for channels_last.
+    return x_BCTHW.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
 
 
 def _unfold_frames(x_NCHW: Tensor, batch: int) -> Tensor:
-    return x_NCHW.unflatten(0, (batch, -1)).transpose(1, 2)
+    return x_NCHW.movedim(1, -1).unflatten(0, (batch, -1)).movedim(-1, 1)
