@@ -1,15 +1,20 @@
 """The VAE against an independent implementation's outputs, against diffusers, and against itself in its two modes."""
 
+import copy
 import re
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from turbodiffusion.errors import UserError
-from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.models.vae import CausalConv3d, VAEConfig, WanVAE
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 IDENTITY = {"latents_mean": (0.0,) * 16, "latents_std": (1.0,) * 16}
@@ -45,6 +50,17 @@ def test_decode_is_the_independent_implementation(golden):
     assert relative_l2(vae.decode(io["z"]), io["decoded"]) < 2e-5
     with torch.no_grad():
         assert relative_l2(vae.decode_whole(io["z"]), io["decoded"]) < 2e-5
+
+
+@pytest.mark.gpu
+def test_golden_on_a_gpu(golden):
+    vae, io = golden
+    vae = copy.deepcopy(vae).cuda()
+    with torch.backends.cudnn.flags(allow_tf32=False), torch.no_grad():
+        for encoded in (vae.encode(io["video"].cuda()), vae.encode_moments(io["video"].cuda())[0]):
+            assert relative_l2(encoded.cpu(), io["latent"]) < 1e-5
+        for decoded in (vae.decode(io["z"].cuda()), vae.decode_whole(io["z"].cuda())):
+            assert relative_l2(decoded.cpu(), io["decoded"]) < 2e-5
 
 
 def diffusers_key(key: str) -> str:
@@ -114,6 +130,23 @@ def test_chunks_are_the_whole_clip(small, frames):
     torch.testing.assert_close(small.decode(latent), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kernel", "time_stride"), [((3, 3, 3), 1), ((3, 1, 1), 1), ((3, 1, 1), 2)])
+def test_causal_convolution_is_a_shifted_3d_convolution(kernel, time_stride):
+    """What other devices run, against the sum over taps of a CPU, at every length of chunk."""
+    torch.manual_seed(0)
+    conv = CausalConv3d(5, 7, kernel, time_stride)
+    before = 3 - time_stride
+    for frames in (2, 4, 6):
+        x = torch.randn(2, 5, frames, 6, 8)
+        past = torch.randn(2, 5, before, 6, 8)
+        for start, history in ((None, torch.zeros_like(past)), (past, past)):
+            seen = torch.cat((history, x), dim=2)
+            y, kept = conv(x, start)
+            # Float32 sums taken in another order.
+            torch.testing.assert_close(y, nn.Conv3d.forward(conv, seen), rtol=1e-5, atol=1e-5)
+            assert torch.equal(kept, seen[:, :, -before:])
+
+
 def test_decode_yields_one_frame_then_four(small):
     chunks = small.decode_chunks(torch.randn(2, 16, 4, 2, 3))
     assert [chunk.shape[2] for chunk in chunks] == [1, 4, 4, 4]
@@ -134,3 +167,124 @@ def test_gradients_reach_every_parameter(small):
     (decoded.square().mean() + logvar.square().mean()).backward()
     for name, parameter in small.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that tensors made inside this mode held at any moment; views count as what they view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, tuple[int, int]] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            storage = tensor.untyped_storage()
+            key = storage.data_ptr()
+            if key in given and key not in self.live:
+                continue  # a view of what the caller brought
+            count, _ = self.live.get(key, (0, 0))
+            self.live[key] = (count + 1, storage.nbytes())
+            weakref.finalize(tensor, self._release, key)
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return out
+
+    def _release(self, key: int) -> None:
+        count, size = self.live.pop(key)
+        if count > 1:
+            self.live[key] = (count - 1, size)
+
+
+def test_memory_is_that_of_one_chunk(small):
+    def peak_of_decode(frames: int) -> int:
+        with PeakBytes() as mode:
+            for _ in small.decode_chunks(torch.zeros(1, 16, frames, 4, 4)):
+                pass
+        return mode.peak
+
+    def peak_of_encode(frames: int) -> int:
+        video = torch.zeros(1, 3, frames, 32, 32)
+        with PeakBytes() as mode:
+            small.encode(video)
+        return mode.peak
+
+    def peak_of_whole(frames: int) -> int:
+        with torch.no_grad(), PeakBytes() as mode:
+            small.decode_whole(torch.zeros(1, 16, frames, 4, 4))
+        return mode.peak
+
+    latent_frame = 16 * 4 * 4 * 4
+    # The latent itself is made inside the measure.
+    assert peak_of_decode(6) - peak_of_decode(3) <= 3 * latent_frame
+    # Of each chunk the encoder keeps the moments, twice a latent frame, until the end.
+    assert peak_of_encode(21) - peak_of_encode(9) <= 3 * 2 * latent_frame
+    # The measure does see a whole clip.
+    assert peak_of_whole(6) > 2 * peak_of_decode(6)
+
+
+def test_activations_stay_channels_last(small):
+    """Otherwise folding the frames into the batch copies, and convolutions fall back to slower layouts."""
+    strayed = set()
+
+    def check(name):
+        def hook(module, args, output):
+            out = output[0] if isinstance(output, tuple) else output
+            layout = torch.channels_last if out.ndim == 4 else torch.channels_last_3d
+            if not out.is_contiguous(memory_format=layout):
+                strayed.add(name)
+
+        return hook
+
+    for name, module in small.named_modules():
+        if re.search(r"(conv|shortcut|resample\.1|residual\.\d|middle\.\d|head\.\d)$", name):
+            module.register_forward_hook(check(name))
+    small.decode(small.encode(torch.rand(1, 3, 9, 16, 24)))
+    small.decode_whole(small.encode_moments(torch.rand(2, 3, 9, 16, 24))[0])
+    assert not strayed
+
+
+@pytest.mark.slow
+def test_whole_clip_compiles_without_breaks():
+    torch.manual_seed(0)
+    # Every kind of layer, few of each: tracing takes seconds.
+    vae = WanVAE(VAEConfig(dim=4, dim_mult=(1, 2), num_res_blocks=1, temporal_downsample=(True,)))
+
+    def loss(video):
+        mean, logvar = vae.encode_moments(video)
+        return vae.decode_whole(mean).square().mean() + logvar.square().mean()
+
+    video = torch.rand(1, 3, 5, 8, 8)
+    loss(video).backward()
+    expected = {name: parameter.grad.clone() for name, parameter in vae.named_parameters()}
+    vae.zero_grad()
+    # aot_eager traces forward and backward as inductor does, without its C++ or Triton compiler.
+    torch.compile(loss, backend="aot_eager", fullgraph=True)(video).backward()
+    for name, parameter in vae.named_parameters():
+        # Float32 sums taken in another order.
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_bfloat16_by_autocast_and_by_weights(small):
+    video = torch.rand(1, 3, 5, 32, 48) * 2 - 1
+    low = WanVAE(small.config, dtype=torch.bfloat16)
+    low.load_state_dict(small.state_dict())
+    peer = AutoencoderKLWan(base_dim=4)
+    peer.load_state_dict({diffusers_key(key): value for key, value in small.state_dict().items()})
+    peer.to(torch.bfloat16)
+    with torch.no_grad():
+        mean = small.encode_moments(video)[0]
+        decoded = small.decode_whole(mean)
+        peer_mean = peer.encode(video.bfloat16()).latent_dist.mean
+        peer_decoded = peer._decode(mean.bfloat16(), return_dict=False)[0]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            by_autocast = small.encode_moments(video)[0], small.decode_whole(mean)
+        by_weights = low.encode_moments(video)[0], low.decode_whole(mean)
+    peer_errors = relative_l2(peer_mean, mean), relative_l2(peer_decoded, decoded.clamp(-1, 1))
+    for our_mean, our_decoded in (by_autocast, by_weights):
+        assert our_mean.dtype == our_decoded.dtype == torch.bfloat16
+        # Twice the error of the peer in the same precision: rounding of the same sums in another order.
+        assert relative_l2(our_mean, mean) < 2 * peer_errors[0]
+        assert relative_l2(our_decoded, decoded) < 2 * peer_errors[1]
+    assert low.encode(video).dtype == torch.float32

@@ -289,7 +289,7 @@ class WanVAE(nn.Module):
         self._check_video(video_BCFHW)
         past: Past = None
         means = []
-        for chunk in _chunks(video_BCFHW, 1, self.config.time_factor):
+        for chunk in _chunks(video_BCFHW, self.config.time_factor):
             features, past = self.encoder(self._prepare(chunk), past)
             means.append(self.conv1(features).chunk(2, dim=1)[0])
         mean, std = self._latent_scale(video_BCFHW.device)
@@ -307,7 +307,7 @@ class WanVAE(nn.Module):
         """Video [B, 3, 1, H, W], then [B, 3, 4, H, W] for each further latent frame; not clamped."""
         mean, std = self._latent_scale(latent_BCTHW.device)
         past: Past = None
-        for chunk in _chunks(latent_BCTHW, 1, 1):
+        for chunk in _chunks(latent_BCTHW, 1):
             z = self._prepare(chunk.float() * std + mean)
             video, past = self.decoder(self.conv2(z), past)
             yield video
@@ -326,9 +326,9 @@ class WanVAE(nn.Module):
 
     def _latent_scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
         # Not buffers: those of a model built on the meta device would have no values.
-        shape = (1, self.config.z_dim, 1, 1, 1)
-        mean = torch.tensor(self.config.latents_mean, device=device).view(shape)
-        return mean, torch.tensor(self.config.latents_std, device=device).view(shape)
+        values = (self.config.latents_mean, self.config.latents_std)
+        mean, std = torch.tensor(values, dtype=torch.float32, device=device).view(2, 1, -1, 1, 1, 1)
+        return mean, std
 
     def _check_video(self, video_BCFHW: Tensor) -> None:
         if video_BCFHW.ndim != 5 or video_BCFHW.shape[1] != 3:
@@ -356,9 +356,11 @@ def _through(layers: Sequence[nn.Module], x: Tensor, pasts: list[Past] | None) -
     return x, pasts
 
 
-def _chunks(x_BCTHW: Tensor, first: int, then: int) -> Iterator[Tensor]:
-    yield x_BCTHW[:, :, :first]
-    yield from x_BCTHW[:, :, first:].split(then, dim=2) if x_BCTHW.shape[2] > first else ()
+def _chunks(x_BCTHW: Tensor, size: int) -> Iterator[Tensor]:
+    """The first frame, then `size` frames at a time."""
+    yield x_BCTHW[:, :, :1]
+    for start in range(1, x_BCTHW.shape[2], size):
+        yield x_BCTHW[:, :, start : start + size]
 
 
 def _after_first_frame(
