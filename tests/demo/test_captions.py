@@ -1,12 +1,15 @@
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from turbodiffusion.demo.captions import caption, with_article
-from turbodiffusion.demo.factors import CLASSES, COLOURS, NATURAL, Factors, is_held_out, labels, sample_factors
+from turbodiffusion.demo.captions import caption, plural, with_article
+from turbodiffusion.demo.factors import CLASSES, COLOURS, NATURAL, Factors, is_held_out, labels, lights, sample_factors
 from turbodiffusion.demo.gap import describe_gap, unknown_words
-from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, SUBJECTS
+from turbodiffusion.demo.page import page
+from turbodiffusion.demo.subjects import BY_NAME, KIND_MOTIONS, KIND_SCENES, SUBJECTS
 
 CAT = Factors("cat", NATURAL, "run", "right", "", "", "garden", "sunny", "", "", 0)
 
@@ -25,6 +28,31 @@ def test_article():
     assert with_article("small elephant") == "a small elephant"
 
 
+def test_plural_verbs():
+    cases = {"flies": "fly", "walks": "walk", "goes around": "go around", "dashes": "dash", "races": "race"}
+    cases |= {"approaches": "approach", "is parked": "are parked", "is running": "are running"}
+    assert {verb: plural(verb) for verb in cases} == cases
+
+
+def test_two_subjects():
+    rng = np.random.default_rng(0)
+    english = {caption(replace(CAT, second="dog"), rng, "en", full=True) for _ in range(300)}
+    chinese = {caption(replace(CAT, second="dog"), rng, "zh", full=True) for _ in range(300)}
+    assert "an orange cat and a dog run to the right through a sunny garden" in english
+    assert any(words.startswith("an orange cat and a dog are running") for words in english)
+    assert "一只橙色的猫和一只狗在阳光明媚的花园里向右奔跑" in chinese
+
+
+def test_chinese_sizes():
+    """大 and 小 stand before the noun, but never before a noun that begins so itself."""
+    rng = np.random.default_rng(0)
+    elephant = replace(CAT, subject="elephant", colour="red", size="big")
+    drawn = {caption(elephant, rng, "zh", full=True)[: len("一头巨大的红色的大象")] for _ in range(100)}
+    assert all("巨大的红色的大象" in words or words.startswith("视频") for words in drawn)
+    cats = {caption(replace(CAT, size="small"), rng, "zh", full=True) for _ in range(200)}
+    assert any("一只橙色的小猫" in words for words in cats) and any("一只小小的橙色的猫" in words for words in cats)
+
+
 def test_captions_of_the_specification():
     """The two example captions of the demo world's page can be drawn, word for word."""
     rng = np.random.default_rng(0)
@@ -36,15 +64,15 @@ def test_captions_of_the_specification():
 
 def test_full_captions_tell_every_factor():
     rng = np.random.default_rng(1)
-    clip = Factors("car", "blue", "run", "left", "fast", "big", "city", "night", "zoom in", "black and white", 0)
+    clip = Factors("car", "blue", "run", "left", "fast", "big", "city", "night", "zoom in", "pixel", 0)
     for _ in range(50):
         english, chinese = caption(clip, rng, "en", full=True), caption(clip, rng, "zh", full=True)
-        for word in ("blue", "car", "left", "city street", "camera zooms in", "black and white"):
+        for word in ("blue", "car", "left", "city street", "camera zooms in", "pixel art"):
             assert word in english
         assert "at night" in english or "moon" in english
-        for word in ("辆", "蓝色", "汽车", "向左", "城市街道", "镜头", "黑白"):
+        for word in ("辆", "蓝色", "汽车", "向左", "城市街道", "镜头", "像素"):
             assert word in chinese
-        order = [english.index(word) for word in ("car", "left", "city", "camera", "black and white")]
+        order = [english.index(word) for word in ("car", "left", "city", "camera", "pixel")]
         assert order == sorted(order)
 
 
@@ -70,15 +98,32 @@ def test_dropped_factors_but_never_the_subject():
 def test_gap_names_the_nearest_things():
     assert unknown_words("a spaceship flies over Paris") == ["spaceship", "paris"]
     assert "rocket" in (describe_gap("a spaceship flies in the sky") or "")
-    notice = describe_gap("一只狮子在花园里跑") or ""
-    assert "狮" in notice and "老虎" in notice
+    notice = describe_gap("一只猫在竹林里跑") or ""
+    assert "竹林" in notice and "森林" in notice
     assert "no subject" in (describe_gap("a beautiful sunset") or "")
+
+
+def test_gap_speaks_of_the_subjects_that_a_model_was_trained_on():
+    assert describe_gap("a lion runs in a garden") is None
+    first = (BY_NAME["cat"], BY_NAME["tiger"])
+    assert "lion" in (describe_gap("a lion runs in a garden", first) or "")
+    assert describe_gap("a tiger runs in a garden", first) is None
+
+
+def test_the_longest_phrase_is_not_always_the_right_one():
+    assert unknown_words("一只大海豹在草地上走") == []  # 大 and 海豹, not 大海 and 豹
+
+
+def test_page_is_current():
+    """docs/demo-world.md is what `python -m turbodiffusion.demo.page` writes."""
+    assert (Path(__file__).parents[2] / "docs" / "demo-world.md").read_text(encoding="utf-8") == page()
 
 
 def test_held_out_combinations_are_fixed_and_kept_apart():
     rng = np.random.default_rng(3)
     kept, held = sample_factors(rng, 400), sample_factors(rng, 100, held_out=True)
     assert not any(map(is_held_out, kept)) and all(map(is_held_out, held))
+    assert not any(clip.second for clip in held) and any(clip.second for clip in kept)
     combination = {(clip.subject, clip.colour_word, clip.motion) for clip in kept}
     assert not combination & {(clip.subject, clip.colour_word, clip.motion) for clip in held}
     assert is_held_out(CAT) == is_held_out(Factors("cat", "orange", "run", "left", "", "", "snow", "fog", "", "", 9))
@@ -99,5 +144,7 @@ def test_labels_stay_inside_their_classes():
     for clip in sample_factors(np.random.default_rng(4), 500):
         for question, answer in labels(clip).items():
             assert 0 <= answer < len(CLASSES[question])
+    assert set(lights("sketch")) == {"sunny", "night", "fog"}
+    assert CLASSES["colour"][labels(replace(CAT, style="sketch"))["colour"]] == NATURAL
     assert CLASSES["motion"][labels(CAT)["motion"]] == "run right"
     assert CLASSES["colour"][labels(CAT)["colour"]] == "orange"

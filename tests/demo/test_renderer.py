@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES, bake_sheet, loop_indices
+from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES, bake_sheet, find_subject, loop_indices
 from turbodiffusion.demo.factors import NATURAL, Factors, sample_factors
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.scenes import SCENES, paint_scene
@@ -93,14 +93,41 @@ def test_approach_grows_and_recede_shrinks(world):
     assert grow[-1] > 3 * grow[0] and shrink[0] > 3 * shrink[-1]
 
 
-def test_black_and_white(world):
-    video = world.render([replace(BALL, style="black and white")])[0]
-    assert torch.equal(video[0], video[1]) and torch.equal(video[1], video[2])
+def test_styles(world):
+    grey, sketch, pixel = world.render([replace(BALL, style=s) for s in ("black and white", "sketch", "pixel")])
+    for video in (grey, sketch):
+        assert torch.equal(video[0], video[1]) and torch.equal(video[1], video[2])
+    assert (sketch > 0).float().mean() > 0.8  # mostly paper
+    blocks = pixel.unfold(2, 4, 4).unfold(3, 4, 4)
+    assert (blocks.amax((-1, -2)) - blocks.amin((-1, -2))).max() < 1e-6
+
+
+def test_second_subject_is_drawn_beside_the_first(world):
+    alone, both = world.render([replace(BALL, motion="still", direction="", second=s) for s in ("", "cow")])
+    pink = [((video[0, 4] - video[1, 4]) > 0.6).any(0).nonzero()[:, 0] for video in (alone, both)]
+    assert pink[1].max() - pink[1].min() > 1.3 * (pink[0].max() - pink[0].min())
+
+
+def test_moving_and_still_cameras_in_one_batch(world):
+    """Scenes of still cameras are drawn once for all frames: the same as frame by frame."""
+    clips = [replace(BALL, light="night"), replace(BALL, camera="pan left"), BALL]
+    for clip, video in zip(clips, world.render(clips), strict=True):
+        assert torch.equal(video, world.render([clip])[0])
+    together = world._render(clips)  # one batch: the still ones are drawn frame by frame too
+    assert (together - world.render(clips)).abs().max() < 1e-4  # float32 sampling in another shape
 
 
 def test_random_clips_of_every_motion(world):
     clips = [replace(c, scene="meadow", light=c.light or "rain") for c in sample_factors(np.random.default_rng(0), 24)]
     assert torch.isfinite(world.render(clips)).all()
+
+
+def test_a_small_atlas_makes_a_small_world(atlas, tmp_path):
+    with np.load(atlas) as full:
+        np.savez(tmp_path / "small.npz", **{f"sheet/{name}": full[f"sheet/{name}"] for name in ("cat", "dog")})
+    world = World(tmp_path / "small.npz", size=(32, 32), frames=5, instances=1, scene_names=("meadow",))
+    drawn = world.sample_factors(np.random.default_rng(0), 200)
+    assert {clip.subject for clip in drawn} == {"cat", "dog"} and {clip.second for clip in drawn} == {"", "cat", "dog"}
 
 
 def test_wide_views(atlas):
@@ -138,5 +165,7 @@ def test_errors_name_what_works(atlas, tmp_path):
     with pytest.raises(UserError, match="multiples of 16"):
         World(atlas, size=(60, 64))
     np.savez(tmp_path / "old.npz", recipe=np.array("old"))
+    with pytest.raises(UserError, match="nearest: cat"):
+        find_subject("cap")
     with pytest.raises(MissingFilesError, match="bake it again"):
         World(tmp_path / "old.npz")

@@ -10,19 +10,20 @@ Source of the pictures: Microsoft's fluentui-emoji-animated (MIT), as packed in 
 """
 
 import argparse
+import difflib
 import hashlib
 import io
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from turbodiffusion.demo.subjects import SUBJECTS, Subject
-from turbodiffusion.errors import MissingFilesError
+from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS, Subject
+from turbodiffusion.errors import MissingFilesError, UserError
 
 PACKAGES = {  # name, version -> sha256 of its tarball
     "@lobehub/fluent-emoji-anim-1@1.0.0": "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
@@ -113,16 +114,17 @@ def bake_sheet(subject: Subject, data: bytes) -> bytes:
     return out.getvalue()
 
 
-def bake(out: Path, packages: Path) -> Path:
+def bake(out: Path, packages: Path, subjects: Sequence[Subject] = SUBJECTS) -> Path:
     """Write `out`/atlas.npz and return its path; tarballs are looked for, and kept, in `packages`."""
-    recipe = hashlib.sha256(repr((SUBJECTS, FRAMES, CELL, COLUMNS, QUALITY, PACKAGES)).encode()).hexdigest()
+    pictured = [(s.name, s.art, s.window, s.crop) for s in subjects]
+    recipe = hashlib.sha256(repr((pictured, FRAMES, CELL, COLUMNS, QUALITY, PACKAGES)).encode()).hexdigest()
     path = out / "atlas.npz"
     if path.exists():
         with np.load(path) as old:
             if str(old["recipe"]) == recipe:
                 return path
-    art = read_art((fetch_package(spec, packages) for spec in PACKAGES), {subject.art for subject in SUBJECTS})
-    sheets = {f"sheet/{s.name}": np.frombuffer(bake_sheet(s, art[s.art]), np.uint8) for s in SUBJECTS}
+    art = read_art((fetch_package(spec, packages) for spec in PACKAGES), {subject.art for subject in subjects})
+    sheets = {f"sheet/{s.name}": np.frombuffer(bake_sheet(s, art[s.art]), np.uint8) for s in subjects}
     out.mkdir(parents=True, exist_ok=True)
     partial = out / "atlas.partial.npz"
     np.savez(partial, recipe=np.array(recipe), **sheets)  # type: ignore[arg-type]
@@ -130,13 +132,25 @@ def bake(out: Path, packages: Path) -> Path:
     return path
 
 
+def find_subject(name: str) -> Subject:
+    """The table's row of that name; UserError names the nearest."""
+    if name not in BY_NAME:
+        near = difflib.get_close_matches(name, BY_NAME, n=3, cutoff=0.3)
+        raise UserError(f"the demo world has no {name!r}; nearest: {', '.join(near) or 'cat'}")
+    return BY_NAME[name]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="bake the demo world's art into OUT/atlas.npz")
     parser.add_argument("--out", type=Path, default=Path(".cache/demo-world"))
     parser.add_argument("--packages", type=Path, help="folder of the npm tarballs (default: OUT/npm)")
+    parser.add_argument("--subjects", help="names from the table, separated by commas (default: all)")
     options = parser.parse_args()
-    path = bake(options.out, options.packages or options.out / "npm")
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {len(SUBJECTS)} subjects)")
+    subjects = SUBJECTS
+    if options.subjects:
+        subjects = tuple(find_subject(name.strip()) for name in options.subjects.split(","))
+    path = bake(options.out, options.packages or options.out / "npm", subjects)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {len(subjects)} subjects)")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 
 from turbodiffusion.demo import words
 from turbodiffusion.demo.factors import NATURAL, Factors
+from turbodiffusion.demo.subjects import BY_NAME
 
 LANGUAGES = ("en", "zh", "mixed")
 TRAVELS = ("walk", "run", "fly")
@@ -39,14 +40,20 @@ class _Said:
         row = factors.row
         colour = factors.colour_word if keeps(0.96 if factors.colour != NATURAL else 0.5) else ""
         self.colour_en, self.colour_zh = colour, words.COLOURS.get(colour, "")
-        self.subject_en, self.subject_zh, self.measure = row.name, row.chinese, row.measure
+        if colour == "gray" and rng.random() < 0.5:
+            self.colour_en = "grey"
+        self.subject_en, self.subject_zh = row.name, row.chinese
+        self.measure = row.measure if full or rng.random() < 0.9 else "个"  # 个 counts anything, in speech
+        self.direction = factors.direction if keeps(0.94) else ""
         self.size = factors.size if keeps(0.9) else ""
         self.speed = factors.speed if keeps(0.9) else ""
         self.place = factors.scene if keeps(0.92) else ""
         self.light = factors.light if keeps(0.6 if factors.light == "sunny" else 0.88) else ""
         self.camera: str | None = factors.camera if (keeps(0.9) if factors.camera else rng.random() < 0.04) else None
         self.style: str | None = factors.style if (keeps(0.9) if factors.style else rng.random() < 0.08) else None
-        self.verbs = words.VERBS.get((factors.manner, factors.motion)) or words.VERBS["", factors.motion]
+        manners = (factors.manner, words.LIKE.get(factors.manner, ""), "")
+        self.verbs = next(words.VERBS[m, factors.motion] for m in manners if (m, factors.motion) in words.VERBS)
+        self.second = BY_NAME[factors.second] if factors.second else None
 
     def pick(self, options: tuple[str, ...]) -> str:
         return options[int(self.rng.integers(len(options)))]
@@ -58,24 +65,40 @@ def with_article(phrase: str) -> str:
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
+def plural(verb: str) -> str:
+    """What two do where one does `verb` (third person): "flies" -> "fly", "goes around" -> "go around"."""
+    first, _, rest = verb.partition(" ")
+    if first == "is":
+        first = "are"
+    elif first.endswith("ies"):
+        first = first.removesuffix("ies") + "y"
+    elif first.endswith(("ches", "shes", "oes")):
+        first = first.removesuffix("es")
+    else:
+        first = first.removesuffix("s")
+    return f"{first} {rest}".strip()
+
+
 def _english(said: _Said, subject: str, colour: str) -> str:
     factors, rng = said.factors, said.rng
     size = said.pick(words.SIZES[said.size][0]) if said.size else ""
     who = with_article(" ".join(part for part in (size, colour, subject) if part))
     third, participle = said.verbs[0][int(rng.integers(len(said.verbs[0])))]
-    progressive = participle if third.startswith("is ") else f"is {participle}"
-    opening, verb = (("", third), ("", third), ("", progressive), ("", participle), ("a video of ", participle))[
-        int(rng.integers(5))
-    ]
+    progressive = third if third.startswith("is ") else f"is {participle}"
+    if said.second is not None:
+        who, third, progressive = f"{who} and {with_article(said.second.name)}", plural(third), plural(progressive)
+    forms = (("", third), ("", third), ("", progressive), ("", participle), ("a video of ", participle))
+    opening, verb = forms[int(rng.integers(len(forms)))]
     parts = [f"{opening}{who} {verb}"]
-    direction = said.pick(words.DIRECTIONS[factors.direction][0]) if factors.direction else ""
-    speed = said.pick(words.SPEEDS[said.speed][0]) if said.speed else ""
+    direction = said.pick(words.DIRECTIONS[said.direction][0]) if said.direction else ""
+    speed = said.pick(words.SPEEDS[said.speed][0]) if said.speed and "fast" not in verb else ""
     parts += [direction, speed] if rng.random() < 0.5 else [speed, direction]
     light = words.LIGHTS.get(said.light)
     before = bool(light and light[0] and said.place and said.place != "underwater" and rng.random() < 0.6)
     if said.place:
         article, noun, rest, travel, *_ = words.PLACES[said.place]
         named = f"{light[0]} {noun}" if light and before else noun
+        article = "the" if article == "a" and rng.random() < 0.15 else article
         where = with_article(named) if article == "a" else f"{article} {named}".strip()
         parts.append(f"{travel if factors.motion in TRAVELS else rest} {where}")
     if light and not before:
@@ -87,14 +110,19 @@ def _english(said: _Said, subject: str, colour: str) -> str:
 
 
 def _chinese(said: _Said, subject: str, colour: str) -> str:
-    factors, rng = said.factors, said.rng
-    size = said.pick(words.SIZES[said.size][1]) if said.size else ""
+    rng = said.rng
+    plain, long = words.SIZES[said.size][1] if said.size else ("", "")
+    if subject.startswith(("小", "大")) or rng.random() < 0.4:
+        plain = ""  # 大象 would become 大大象
+    else:
+        long = ""
     painted = f"{colour}的" if colour else ""
-    first, last = (size, "") if size.endswith("的") or subject.startswith("小") else ("", size)
-    who = f"一{said.measure}{first}{painted}{last}{subject}"
+    who = f"一{said.measure}{long}{painted}{plain}{subject}"
+    if said.second is not None:
+        who += f"和一{said.second.measure}{said.second.chinese}"
     verb = said.pick(said.verbs[1])
-    way = words.DIRECTIONS[factors.direction][1] if factors.direction else ""
-    speed = said.pick(words.SPEEDS[said.speed][1]) if said.speed and "地" not in verb else ""
+    way = words.DIRECTIONS[said.direction][1] if said.direction else ""
+    speed = said.pick(words.SPEEDS[said.speed][1]) if said.speed and "快" not in verb else ""
     light = words.LIGHTS.get(said.light)
     before = bool(light and said.place and said.place != "underwater" and rng.random() < 0.6)
     where = ""

@@ -2,6 +2,7 @@
 for evaluation."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +10,27 @@ import numpy as np
 from turbodiffusion.demo.scenes import SCENES
 from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS, Subject
 
-COLOURS: tuple[str, ...] = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown")
+COLOURS: tuple[str, ...] = (
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "pink",
+    "white",
+    "black",
+    "brown",
+    "gray",
+)
 NATURAL = "natural"
 MOTIONS: tuple[str, ...] = ("walk", "run", "jump", "fly", "fall", "spin", "circle", "approach", "recede", "still")
 SPEEDS: tuple[str, ...] = ("", "slow", "fast")
 SIZES: tuple[str, ...] = ("", "small", "big")
 LIGHTS: tuple[str, ...] = ("sunny", "sunset", "night", "fog", "rain", "snow")
 CAMERAS: tuple[str, ...] = ("", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out")
-STYLES: tuple[str, ...] = ("", "black and white")
+STYLES: tuple[str, ...] = ("", "pixel", "sketch", "black and white")
+GREY_STYLES = ("sketch", "black and white")  # no colour can be told, and a sunset cannot be seen
 HELD_OUT_SHARE = 0.04  # of the combinations subject x colour x motion
 
 
@@ -28,6 +42,7 @@ class Factors:
     subject: a name of the table; colour: "natural" or a word of COLOURS; direction: "left", "right", "up", "down"
     where the motion has one, else "". light: "" only where the scene has none (space, under water). seed: everything
     else (which garden, where, phase).
+    second: another subject that does the same beside it, in its own paint, or "".
     """
 
     subject: str
@@ -41,6 +56,7 @@ class Factors:
     camera: str
     style: str
     seed: int
+    second: str = ""
 
     @property
     def row(self) -> Subject:
@@ -53,7 +69,9 @@ class Factors:
 
     @property
     def colour_word(self) -> str:
-        """The colour that a person would name, or "" for a subject of several colours in its own paint."""
+        """The colour that a person would name; "" for a subject of several colours in its own paint or a grey style."""
+        if self.style in GREY_STYLES:
+            return ""
         return self.row.colour if self.colour == NATURAL else self.colour
 
 
@@ -64,36 +82,54 @@ def is_held_out(factors: Factors) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") < HELD_OUT_SHARE * 2**64
 
 
-def sample_factors(rng: np.random.Generator, count: int, held_out: bool = False) -> list[Factors]:
-    """`count` random clips, none of a held-out combination, or with `held_out` all of them of one."""
+def sample_factors(
+    rng: np.random.Generator, count: int, held_out: bool = False, subjects: Sequence[Subject] = SUBJECTS
+) -> list[Factors]:
+    """`count` random clips of `subjects`, none of a held-out combination, or with `held_out` all of them of one (and
+    then with one subject only, so that what a clip shows can be told)."""
     chosen: list[Factors] = []
     while len(chosen) < count:
-        factors = _draw(rng)
-        if is_held_out(factors) == held_out:
+        factors = _draw(rng, subjects)
+        if is_held_out(factors) == held_out and not (held_out and factors.second):
             chosen.append(factors)
     return chosen
 
 
-def _draw(rng: np.random.Generator) -> Factors:
-    subject = SUBJECTS[int(rng.integers(len(SUBJECTS)))]
+def _draw(rng: np.random.Generator, subjects: Sequence[Subject]) -> Factors:
+    subject = subjects[int(rng.integers(len(subjects)))]
     motion = _pick(rng, subject.motions)
     scene = _pick(rng, subject.habitat)
-    colour = NATURAL
-    if rng.random() < 0.5:
+    colour, style, second, size = NATURAL, "", "", ""
+    if subject.paintable and rng.random() < 0.5:
         colour = _pick(rng, tuple(word for word in COLOURS if word != subject.colour))
+    elif rng.random() < 0.16:
+        style = _pick(rng, STYLES[1:])
+    if rng.random() < 0.08:
+        others = (row for row in subjects if row.kind == subject.kind and row is not subject and scene in row.habitat)
+        second = _pick(rng, tuple(row.name for row in others) or ("",))
+    elif motion not in ("approach", "recede") and rng.random() < 0.25:
+        size = _pick(rng, ("small", "big"))
     return Factors(
         subject=subject.name,
         colour=colour,
         motion=motion,
         direction=_pick(rng, directions(motion)),
         speed=_pick(rng, ("slow", "fast")) if motion in ("walk", "run", "fly", "jump") and rng.random() < 0.25 else "",
-        size=_pick(rng, ("small", "big")) if motion not in ("approach", "recede") and rng.random() < 0.25 else "",
+        size=size,
         scene=scene,
-        light=_pick(rng, ("sunny", "sunny", "sunny", *LIGHTS)) if SCENES[scene].lights else "",
+        light=_pick(rng, lights(style)) if SCENES[scene].lights else "",
         camera=_pick(rng, CAMERAS[1:]) if motion not in ("approach", "recede") and rng.random() < 0.25 else "",
-        style="black and white" if colour == NATURAL and rng.random() < 0.05 else "",
+        style=style,
         seed=int(rng.integers(2**31)),
+        second=second,
     )
+
+
+def lights(style: str) -> tuple[str, ...]:
+    """The lights that can be seen in a style, sunny most often: a sunset needs colours, and drops and flakes would be
+    larger than lines and blocks."""
+    hidden = {"sketch": ("sunset", "rain", "snow"), "black and white": ("sunset",), "pixel": ("rain", "snow")}
+    return tuple(light for light in ("sunny", "sunny", "sunny", *LIGHTS) if light not in hidden.get(style, ()))
 
 
 def directions(motion: str) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ import re
 from functools import cache
 
 from turbodiffusion.demo import words
-from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS
+from turbodiffusion.demo.captions import plural
+from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS, Subject
 
 # Words of ordinary prompts that ask for nothing: grammar, and what every video is anyway.
 PLAIN_EN = (
@@ -22,9 +23,9 @@ PLAIN_ZH = frozenset(
 LIMIT = 4  # things named in a notice
 
 
-def unknown_words(prompt: str) -> list[str]:
+def unknown_words(prompt: str, subjects: tuple[Subject, ...] = SUBJECTS) -> list[str]:
     """The words of a prompt, English or Chinese, that no caption of the demo world uses, in order and once each."""
-    english, chinese = _known()
+    english, chinese = _known(subjects)
     unknown: list[str] = []
     for word in re.findall(r"[a-z0-9][a-z0-9'-]*", prompt.lower()):
         if not _is_known_english(word, english):
@@ -34,18 +35,22 @@ def unknown_words(prompt: str) -> list[str]:
     return list(dict.fromkeys(unknown))
 
 
-def describe_gap(prompt: str) -> str | None:
+def describe_gap(prompt: str, subjects: tuple[Subject, ...] = SUBJECTS) -> str | None:
     """A notice for a prompt outside the demo world, None for one inside: what is not known and the nearest things
-    that are."""
-    unknown = unknown_words(prompt)
+    that are.
+
+    subjects: the rows that the model was trained on, the whole table unless said.
+    """
+    unknown = unknown_words(prompt, subjects)
     chinese = bool(re.search(r"[\u3400-\u9fff]", prompt))
     if unknown:
-        near = list(dict.fromkeys(name for word in unknown[:LIMIT] for name in _nearest(word)))[:LIMIT]
+        near = list(dict.fromkeys(name for word in unknown[:LIMIT] for name in _nearest(word, subjects)))
         listed = "、".join(unknown[:LIMIT]) if chinese else ", ".join(unknown[:LIMIT])
-    elif not _names_subject(prompt):
-        near, listed = [row.name for row in SUBJECTS[:LIMIT]], ""
+    elif not _names_subject(prompt, subjects):
+        near, listed = [], ""
     else:
         return None
+    near = (near or [row.name for row in subjects])[:LIMIT]
     if chinese:
         known = "、".join(_chinese_name(name) for name in near)
         return (
@@ -60,12 +65,12 @@ def describe_gap(prompt: str) -> str | None:
 
 
 @cache
-def _known() -> tuple[frozenset[str], frozenset[str]]:
+def _known(subjects: tuple[Subject, ...]) -> tuple[frozenset[str], frozenset[str]]:
     """Every English word and every Chinese phrase of the captions, the aliases' targets excepted."""
-    english: list[str] = [row.name for row in SUBJECTS]
-    chinese: list[str] = [row.chinese for row in SUBJECTS]
+    english: list[str] = [row.name for row in subjects]
+    chinese: list[str] = [word for row in subjects for word in (row.chinese, row.measure)]
     for verbs, zh in words.VERBS.values():
-        english += [form for pair in verbs for form in pair]
+        english += [form for pair in verbs for form in (*pair, plural(pair[0]))]
         chinese += zh
     for name, zh_name in words.COLOURS.items():
         english.append(name)
@@ -84,7 +89,7 @@ def _known() -> tuple[frozenset[str], frozenset[str]]:
         english += [adjective, *after]
         chinese += [zh_before, *zh_after]
     singles = {word for phrase in english for word in phrase.lower().split()}
-    return frozenset(singles | set(PLAIN_EN.split())), frozenset([*chinese, "卡通风格"])
+    return frozenset(singles | set(PLAIN_EN.split()) | {"grey"}), frozenset([*chinese, "卡通风格"])
 
 
 def _is_known_english(word: str, known: frozenset[str]) -> bool:
@@ -95,39 +100,42 @@ def _is_known_english(word: str, known: frozenset[str]) -> bool:
 
 
 def _unknown_chinese(run: str, known: frozenset[str]) -> list[str]:
-    """The stretches of a run of Chinese characters that are neither known phrases (longest first) nor plain
-    characters."""
-    unknown, stretch, at = [], "", 0
-    while at < len(run):
-        phrase = next((run[at : at + n] for n in range(min(8, len(run) - at), 0, -1) if run[at : at + n] in known), "")
-        plain = phrase or run[at] in PLAIN_ZH
-        if plain and stretch:
-            unknown.append(stretch)
-            stretch = ""
-        stretch = stretch if plain else stretch + run[at]
-        at += len(phrase) or 1
-    return unknown + ([stretch] if stretch else [])
+    """The stretches of a run of Chinese characters that no reading explains by known phrases and plain characters. Of
+    all readings the one with the fewest unknown characters counts: 大海豹 is 大 and 海豹, not 大海 and 豹."""
+    best: list[tuple[int, tuple[int, ...]]] = [
+        (0, ())
+    ]  # for each length: unknown characters so far, and where they are
+    for end in range(1, len(run) + 1):
+        missed, where = best[end - 1]
+        readings = [(missed, where) if run[end - 1] in PLAIN_ZH else (missed + 1, (*where, end - 1))]
+        readings += [best[at] for at in range(max(0, end - 8), end) if run[at:end] in known]
+        best.append(min(readings))
+    unknown: list[str] = []
+    positions = best[-1][1]
+    for k, at in enumerate(positions):
+        if k and positions[k - 1] == at - 1:
+            unknown[-1] += run[at]
+        else:
+            unknown.append(run[at])
+    return unknown
 
 
-def _nearest(word: str) -> list[str]:
-    """Up to two things of the world that come nearest to an unknown word: by meaning where the table knows it, else
-    by spelling."""
-    for form in (word, word.removesuffix("s")):
-        if form in words.ALIASES:
+def _nearest(word: str, subjects: tuple[Subject, ...]) -> list[str]:
+    """Up to two things of the world that come nearest to an unknown word: by meaning where the table knows it, else by
+    spelling."""
+    names = [*(row.name for row in subjects), *words.PLACES, *words.COLOURS]
+    within = [alias for alias in words.ALIASES if alias in word and not alias.isascii()]
+    for form in (word, word.removesuffix("s"), *within):
+        if words.ALIASES.get(form) in names:
             return [words.ALIASES[form]]
-    held = [
-        name
-        for alias, name in words.ALIASES.items()
-        if len(alias) < len(word) and not alias.isascii() and alias in word
-    ]
-    names = [*BY_NAME, *words.PLACES, *words.COLOURS]
-    return held[:1] or difflib.get_close_matches(word, names, n=2, cutoff=0.6) or [row.name for row in SUBJECTS[:2]]
+    return difflib.get_close_matches(word, names, n=2, cutoff=0.75)
 
 
-def _names_subject(prompt: str) -> bool:
+def _names_subject(prompt: str, subjects: tuple[Subject, ...]) -> bool:
     low = prompt.lower()
     return any(
-        re.search(rf"(?<![a-z]){re.escape(row.name)}(s|es)?(?![a-z])", low) or row.chinese in prompt for row in SUBJECTS
+        re.search(rf"(?<![a-z]){re.escape(row.name.lower())}(s|es)?(?![a-z])", low) or row.chinese in prompt
+        for row in subjects
     )
 
 

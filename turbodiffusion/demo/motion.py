@@ -3,7 +3,7 @@
 All curves are NumPy arrays over the frames of one clip; the renderer stacks them. Nothing here draws.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,9 +13,9 @@ from turbodiffusion.demo.scenes import SCENES
 FPS = 16
 SIZE = {
     "": 0.96,
-    "small": 0.66,
+    "small": 0.72,
     "big": 1.26,
-}  # a subject's height and width in units: 33, 48 and 63 percent of the view's height
+}  # a subject's height and width in units: 36, 48 and 63 percent of the view's height
 PACE = {"": 1.0, "slow": 0.55, "fast": 1.35}
 
 
@@ -60,76 +60,118 @@ def camera_track(camera: str, frames: int, rng: np.random.Generator) -> CameraTr
     return CameraTrack(x, y, zoom)
 
 
+@dataclass
+class _Draft:
+    """A track while it is being made: as in Track, with `lift` the height of a hop, `heading` +1 right or -1 left, and
+    `loops` the speed of its loop."""
+
+    x: np.ndarray
+    y: np.ndarray
+    lift: np.ndarray
+    extent: np.ndarray
+    angle: np.ndarray
+    stretch: np.ndarray
+    heading: np.ndarray
+    loops: float = 1.0
+
+
 def subject_track(factors: Factors, frames: int, aspect: float, camera: CameraTrack, rng: np.random.Generator) -> Track:
     """The path of a clip's subject on the ground plane of its scene; `aspect` is the view's width over its height."""
-    t = np.linspace(0.0, 1.0, frames)
+    t, zero, one = np.linspace(0.0, 1.0, frames), np.zeros(frames), np.ones(frames)
     seconds = np.arange(frames) / FPS
-    scene, kind = SCENES[factors.scene], factors.manner
-    one, zero = np.ones(frames), np.zeros(frames)
-    size = SIZE[factors.size] * rng.uniform(0.93, 1.07)
-    pace = PACE[factors.speed]
-    swims_or_flies = kind in ("flyer", "craft", "swimmer", "floater") or factors.scene in ("sky", "space", "underwater")
-    ground = rng.uniform(*scene.feet)
-    level = size / 2 + rng.uniform(-0.12, 0.12) if swims_or_flies else ground
-    side = rng.choice((-1.0, 1.0))
-    x, y, sizes, angle, stretch = (
-        zero + rng.uniform(-0.2, 0.2) * aspect,
-        zero + level,
-        one * size,
-        zero.copy(),
-        one.copy(),
-    )
-    heading, loops, lift = one * side, 1.0, zero.copy()
-
-    if factors.motion in ("walk", "run") or (factors.motion == "fly" and factors.direction in ("left", "right")):
-        way = -1.0 if factors.direction == "left" else 1.0
-        reach = aspect * {"walk": 0.62, "run": 1.0, "fly": 0.8}[factors.motion] * min(pace, 1.2)
-        x, heading, loops = way * reach * (2 * t - 1), one * way, 2.0 if factors.motion == "run" else 1.0
-        loops *= pace
-        lift, angle, stretch = _gait(factors, kind, t, pace, way)
-    elif factors.motion == "fly":
-        way = -1.0 if factors.direction == "up" else 1.0
-        y = size / 2 + way * 0.68 * min(pace, 1.25) * (2 * t - 1)
-        angle = one * side * (0.0 if factors.row.points else 16.0 * way)
-    elif factors.motion == "jump":
-        hops = {"": 3, "slow": 2, "fast": 4}[factors.speed]
-        phase = (t * hops) % 1.0
-        lift = 0.5 * rng.uniform(0.85, 1.1) * np.sin(np.pi * phase)
-        stretch = 1.0 + 0.12 * np.cos(2 * np.pi * phase + np.pi) * np.minimum(1.0, 8 * t)
-    elif factors.motion == "fall":
-        landing = ground if scene.shadow else 1.9
-        y = np.minimum(-1.0 + (landing + 1.05) * np.minimum(t / 0.8, 1.2) ** 1.7, landing)
-        angle = side * 70.0 * np.maximum(0.0, (landing - y) / (landing + 1.0))
-        lift = zero
-    elif factors.motion == "spin":
-        angle = side * 360.0 * (1.5 * t)
-        y = zero + level if swims_or_flies else zero + ground - 0.1
-    elif factors.motion == "circle":
-        turn = 2 * np.pi * (t * 1.05 + rng.uniform()) * side
-        x = x * 0.3 + 0.52 * aspect * np.cos(turn)
-        deep = 0.16 if not swims_or_flies else 0.4
-        y = (ground - 0.12 if not swims_or_flies else level) + deep * np.sin(turn)
-        sizes = size * (0.85 + (0.0 if swims_or_flies else 0.16) * np.sin(turn))
-        heading, loops = np.where(-np.sin(turn) * side >= 0, 1.0, -1.0), 1.5
-    elif factors.motion in ("approach", "recede"):
-        near = t if factors.motion == "approach" else 1.0 - t
-        sizes = size * (0.3 + 1.0 * near**1.4)
-        far_y = 0.12 if swims_or_flies else scene.horizon + 0.12
-        y = far_y + ((sizes[near.argmax()] / 2 + 0.1 if swims_or_flies else 0.9) - far_y) * near**1.2
-        x = x * near
+    scene, motion = SCENES[factors.scene], factors.motion
+    floats = factors.manner in ("flyer", "craft", "swimmer", "floater") or scene.horizon > 1  # it stands on no ground
+    size, ground = SIZE[factors.size] * rng.uniform(0.93, 1.07), rng.uniform(*scene.feet)
+    level = size / 2 + rng.uniform(-0.12, 0.12) if floats else ground
+    side, place = float(rng.choice((-1.0, 1.0))), rng.uniform(-0.2, 0.2) * aspect
+    d = _Draft(zero + place, zero + level, zero, one * size, zero, one, one * side)
+    follows = motion in ("walk", "run", "fly")  # a subject that crosses the view does so in a moving view too
+    if motion in ("walk", "run") or factors.direction in ("left", "right"):
+        _travel(d, factors, t, aspect)
+    elif motion == "fly":
+        _climb(d, factors, t, size, side)
+    elif motion == "jump":
+        _hop(d, factors, t, rng.uniform(0.42, 0.55))
+    elif motion == "fall":
+        _fall(d, t, ground if scene.shadow else 1.9, side)
+    elif motion == "spin":
+        d.angle = side * 540.0 * t
+        d.y = d.y - (0.0 if floats else 0.1)
+    elif motion == "circle":
+        _circle(d, 2 * np.pi * (1.05 * t + rng.uniform()) * side, side, aspect, floats)
+    elif motion in ("approach", "recede"):
+        _come_or_go(d, t if motion == "approach" else 1.0 - t, scene.horizon, floats)
     else:
-        loops = 0.75
-    if swims_or_flies and factors.motion not in ("fall",):
-        lift = lift + 0.04 * np.sin(2 * np.pi * (0.8 * seconds + rng.uniform()))
-    follows = factors.motion in ("walk", "run", "fly")  # a subject that crosses the view does so in a moving view too
-    x = x + (camera.x if follows else camera.x[frames // 2])
-    if not scene.shadow or swims_or_flies:
-        y = y + (camera.y if follows else 0.0)
-    # ground under a flyer is far below it: the shadow fades with the height
-    height = lift + (np.maximum(0.0, ground - (y - lift)) if swims_or_flies else 0.0)
-    flip = heading if factors.row.facing == "right" else -heading if factors.row.facing == "left" else one * side
-    frame = rng.uniform(0, 48) + loops * FPS * seconds
-    return Track(x, y - lift, height, sizes, angle + _nose(factors, heading), stretch, flip, frame)
+        d.loops = 0.75
+    if floats and motion != "fall":
+        d.lift = d.lift + 0.04 * np.sin(2 * np.pi * (0.8 * seconds + rng.uniform()))
+    d.x = d.x + (camera.x if follows else camera.x[frames // 2])
+    if follows and (floats or not scene.shadow):
+        d.y = d.y + camera.y
+    # the ground is far below a flyer: its shadow fades with the height
+    height = d.lift + (np.maximum(0.0, ground - (d.y - d.lift)) if floats else 0.0)
+    flip = {"right": d.heading, "left": -d.heading, "front": one * side}[factors.row.facing]
+    frame = rng.uniform(0, 48) + d.loops * FPS * seconds
+    angle = d.angle + _nose(factors, d.heading)
+    return Track(d.x, d.y - d.lift, height, d.extent, angle, d.stretch, flip, frame)
+
+
+def _travel(d: _Draft, factors: Factors, t: np.ndarray, aspect: float) -> None:
+    """Across the view, left or right, in the gait of its kind."""
+    pace, way = PACE[factors.speed], -1.0 if factors.direction == "left" else 1.0
+    reach = aspect * min(1.05, pace * {"walk": 0.62, "run": 1.0, "fly": 0.8}[factors.motion])
+    if factors.camera in ("zoom in", "zoom out"):
+        reach *= 0.75  # or it would be outside the view where the zoom is near
+    d.x = way * reach * (2 * t - 1)
+    d.heading = np.full_like(t, way)
+    d.loops = pace * (2.0 if factors.motion == "run" else 1.0)
+    d.lift, d.angle, d.stretch = _gait(factors, factors.manner, t, pace, way)
+
+
+def _climb(d: _Draft, factors: Factors, t: np.ndarray, size: float, side: float) -> None:
+    """Up or down through the view, the nose a little up or down."""
+    way = -1.0 if factors.direction == "up" else 1.0
+    d.y = size / 2 + way * 0.68 * min(PACE[factors.speed], 1.25) * (2 * t - 1)
+    d.angle = np.full_like(t, 0.0 if factors.row.points else side * 16.0 * way)
+
+
+def _hop(d: _Draft, factors: Factors, t: np.ndarray, height: float) -> None:
+    """Hops on the spot, stretched on the way and squashed on the ground."""
+    phase = (t * {"": 3, "slow": 2, "fast": 4}[factors.speed]) % 1.0
+    d.lift = height * np.sin(np.pi * phase)
+    d.stretch = 1.0 - 0.12 * np.cos(2 * np.pi * phase) * np.minimum(1.0, 8 * t)
+
+
+def _fall(d: _Draft, t: np.ndarray, landing: float, side: float) -> None:
+    """From above the view down to `landing`, turning upright; it lies still for the last fifth."""
+    d.y = np.minimum(-0.75 + (landing + 0.75) * (t / 0.8) ** 1.5, landing)
+    d.angle = side * 70.0 * (landing - d.y) / (landing + 0.75)
+
+
+def _circle(d: _Draft, turn: np.ndarray, side: float, aspect: float, floats: bool) -> None:
+    """Once around, facing the way it goes; on the ground the circle is flat and its far side smaller."""
+    d.x = 0.3 * d.x + 0.52 * aspect * np.cos(turn)
+    d.y = d.y - (0.0 if floats else 0.12) + (0.4 if floats else 0.16) * np.sin(turn)
+    d.extent = d.extent * (0.85 + (0.0 if floats else 0.16) * np.sin(turn))
+    d.heading = np.where(-np.sin(turn) * side >= 0, 1.0, -1.0)
+    d.loops = 1.5
+
+
+def _come_or_go(d: _Draft, near: np.ndarray, horizon: float, floats: bool) -> None:
+    """From the horizon to the viewer as `near` goes from 0 to 1; in the air, towards the middle of the view."""
+    d.extent = d.extent * (0.3 + 1.0 * near**1.4)
+    far_y, near_y = (0.12, d.extent.max() / 2 + 0.1) if floats else (horizon + 0.12, 0.9)
+    d.y = far_y + (near_y - far_y) * near**1.2
+    d.x = d.x * near
+
+
+def side_by_side(first: Track, second: Track) -> tuple[Track, Track]:
+    """Two tracks drawn from the same numbers, moved apart and made a little smaller; the first is in front."""
+    share, apart = 0.8, 0.5 * first.extent * np.where(first.flip.mean() > 0, 1.0, -1.0) * 0.8
+    return (
+        replace(first, extent=first.extent * share, x=first.x + apart),
+        replace(second, extent=second.extent * share, x=second.x - apart, y=second.y - 0.06, frame=second.frame + 17.0),
+    )
 
 
 def _gait(
@@ -140,14 +182,17 @@ def _gait(
     runs = factors.motion == "run"
     if kind in ("boat", "paddler"):
         return 0.02 * np.sin(4 * np.pi * t), (3.0 + 2.0 * runs) * np.sin(3.2 * np.pi * t), one
-    if kind == "vehicle":
+    if kind == "head":  # hops along
+        hops = (5 if runs else 4) * np.pi * t * min(pace, 1.2)
+        return 0.16 * np.abs(np.sin(hops)), 4.0 * np.sin(hops), 1.0 + 0.06 * np.cos(2 * hops + np.pi)
+    if kind in ("vehicle", "cycle", "skier"):
         return 0.008 * np.abs(np.sin(14 * np.pi * t)), zero, one
     if kind == "ball":
         return 0.0 * t, way * (2 * t - 1) * (250.0 if runs else 160.0) * pace, one
-    if kind == "walker" and runs:
+    if kind in ("walker", "person", "dancer") and runs:
         steps = 5 * np.pi * t * pace
         return 0.1 * np.abs(np.sin(steps)), way * (5.0 + 5.0 * np.sin(2 * steps)), 1.0 + 0.05 * np.cos(2 * steps)
-    if kind == "walker":
+    if kind in ("walker", "person", "dancer"):
         return 0.02 * np.abs(np.sin(6 * np.pi * t * pace)), 2.0 * np.sin(6 * np.pi * t * pace), one
     return 0.05 * np.sin(3 * np.pi * t), zero, one
 

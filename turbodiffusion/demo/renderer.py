@@ -7,10 +7,11 @@ nothing needs to be stored. Names: B clips, F frames, H and W pixels of the view
 """
 
 import io
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,30 +20,17 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate
 
 from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES
+from turbodiffusion.demo.effects import PAINTS, STYLES, TILE, column, middle_brightness, repaint, weather_tiles
 from turbodiffusion.demo.factors import NATURAL, Factors, sample_factors
 from turbodiffusion.demo.light import light_row
-from turbodiffusion.demo.motion import camera_track, subject_track
+from turbodiffusion.demo.motion import Track, camera_track, side_by_side, subject_track
 from turbodiffusion.demo.painting import HALF_X, HALF_Y
 from turbodiffusion.demo.scenes import LAYERS, PARALLAX, SCENES, paint_scene
-from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS
+from turbodiffusion.demo.subjects import BY_NAME
 from turbodiffusion.errors import MissingFilesError, UserError
 
-# A paint's dark, middle and light tone: shadows, the colour itself, highlights.
-PAINTS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]] = {
-    "red": ((84, 6, 16), (226, 38, 44), (255, 176, 168)),
-    "orange": ((110, 40, 4), (250, 132, 24), (255, 218, 168)),
-    "yellow": ((120, 84, 0), (252, 212, 28), (255, 246, 190)),
-    "green": ((8, 62, 26), (50, 176, 72), (190, 244, 184)),
-    "blue": ((10, 22, 104), (38, 96, 230), (176, 212, 255)),
-    "purple": ((48, 10, 92), (142, 62, 214), (226, 192, 255)),
-    "pink": ((140, 30, 92), (255, 120, 184), (255, 218, 238)),
-    "white": ((106, 108, 124), (226, 228, 236), (255, 255, 255)),
-    "black": ((4, 4, 8), (44, 45, 54), (150, 152, 164)),
-    "brown": ((48, 24, 10), (134, 82, 44), (226, 186, 150)),
-}
-LUMA = (0.299, 0.587, 0.114)
+Numbers = dict[str, Tensor]
 MIST_BY_LAYER = (1.0, 0.7, 0.35, 0.15)
-TILE = 256  # pixels of the rain and snow tiles, which repeat
 
 
 class World:
@@ -76,136 +64,138 @@ class World:
         self.size, self.frames, self.instances = size, frames, instances
         self.aspect = size[1] / size[0]
         sheets = _load_sheets(Path(atlas))
+        self.subjects = tuple(BY_NAME[name] for name in sheets)
         self._index = {name: k for k, name in enumerate(sheets)}
-        self._middle = {name: _middle_brightness(sheet) for name, sheet in sheets.items()}
+        self._middle = {name: middle_brightness(sheet) for name, sheet in sheets.items()}
         self._sprites = torch.from_numpy(np.stack(list(sheets.values()))).to(self.device)  # uint8 [N, K, 4, C, C]
         jobs = [(name, seed) for name in scene_names for seed in range(instances)]
         with ThreadPoolExecutor() as pool:
             painted = list(pool.map(lambda job: paint_scene(*job), jobs))
         self._places = {name: k * instances for k, name in enumerate(scene_names)}
         self._layers = torch.from_numpy(np.stack(painted)).to(self.device)  # uint8 [N, LAYERS, 4, h, w]
-        self._tiles = torch.from_numpy(_weather_tiles()).to(self.device)  # float32 [3, TILE, TILE]: stars, rain, snow
+        self._tiles = torch.from_numpy(weather_tiles()).to(self.device)  # float32 [3, TILE, TILE]: stars, rain, snow
         h, w = size
         self._v = ((torch.arange(h, device=self.device) + 0.5) / h * 2 - 1).view(1, 1, h, 1)
         self._u = ((torch.arange(w, device=self.device) + 0.5) / w * 2 - 1).view(1, 1, 1, w) * self.aspect
 
     def sample_factors(self, rng: np.random.Generator, count: int, held_out: bool = False) -> list[Factors]:
-        """`count` random clips (factors.sample_factors)."""
-        return sample_factors(rng, count, held_out)
+        """`count` random clips of the atlas's subjects (factors.sample_factors)."""
+        return sample_factors(rng, count, held_out, self.subjects)
 
     @torch.no_grad()
     def render(self, clips: Sequence[Factors], *, batch: int = 16) -> Tensor:
         """float32 video [B, 3, F, H, W] in [-1, 1], on the world's device; `batch` clips are drawn at a time."""
-        size = batch if self.device.type == "cuda" else 1
-        return torch.cat([self._render(clips[k : k + size]) for k in range(0, len(clips), size)])
+        b = batch if self.device.type == "cuda" else 1
+        order = sorted(
+            range(len(clips)), key=lambda k: clips[k].camera
+        )  # still cameras together: their scenes are drawn once
+        video = torch.empty(len(clips), 3, self.frames, *self.size, device=self.device)
+        for k in range(0, len(order), b):
+            video[order[k : k + b]] = self._render([clips[m] for m in order[k : k + b]])
+        return video
 
     def _render(self, clips: Sequence[Factors]) -> Tensor:
-        numbers = self._numbers(clips)
-        camera = (numbers["camera_x"], numbers["camera_y"], numbers["zoom"])
-        picture = self._sky(numbers, camera)
+        scene, casts = self._numbers(clips)
+        if not any(clip.camera for clip in clips):  # one frame of the scene serves the whole clip
+            scene |= {key: scene[key][:, :1] for key in ("camera_x", "camera_y", "zoom")}
+        picture = self._sky(scene)
         places = [self._places[c.scene] + c.seed % self.instances for c in clips]
         textures = self._layers[torch.tensor(places, device=self.device)]
-        for k in range(LAYERS):
-            if k == LAYERS - 1:
-                picture = self._shadow(picture, numbers, camera)
-                picture = self._subject(picture, clips, numbers, camera)
-            picture = self._layer(picture, textures[:, k], PARALLAX[k], MIST_BY_LAYER[k], numbers, camera)
-        picture = self._weather(picture, numbers)
-        grey = (picture * picture.new_tensor(LUMA).view(1, 3, 1, 1, 1)).sum(1, keepdim=True)
-        picture = torch.where(_column(numbers["grey"]) > 0, grey, picture)
-        return picture.clamp_(0.0, 1.0).mul_(2.0).sub_(1.0)
+        for k in range(LAYERS - 1):
+            picture = self._layer(picture, textures[:, k], k, scene)
+        picture = picture.expand(-1, -1, self.frames, -1, -1).clone()
+        for members, cast in casts:
+            picture[members] = self._subject(picture[members], {key: scene[key][members] for key in scene} | cast)
+        picture = self._layer(picture, textures[:, -1], LAYERS - 1, scene)
+        wet = [k for k, clip in enumerate(clips) if clip.light in ("rain", "snow")]
+        if wet:
+            picture[wet] = self._weather(picture[wet], {key: scene[key][wet] for key in scene})
+        picture.clamp_(0.0, 1.0)
+        for style, draw in STYLES.items():
+            members = [k for k, clip in enumerate(clips) if clip.style == style]
+            if members:
+                picture[members] = draw(picture[members])
+        return picture.mul_(2.0).sub_(1.0)
 
-    def _numbers(self, clips: Sequence[Factors]) -> dict[str, Tensor]:
-        """Everything numeric about the clips, drawn on the CPU from their seeds: tensors [B, ...] on the device."""
-        rows = []
+    def _numbers(self, clips: Sequence[Factors]) -> tuple[Numbers, list[tuple[list[int], Numbers]]]:
+        """Everything numeric about the clips, drawn on the CPU from their seeds, as tensors [B, ...] on the device: the
+        scenes', and, back to front, the second and the first subjects' with the clips that they are in."""
+        scenes, firsts, seconds = [], [], []
         for clip in clips:
             rng = np.random.default_rng(clip.seed)
-            row = light_row(clip, self.aspect, rng)
             camera = camera_track(clip.camera, self.frames, rng)
-            track = subject_track(clip, self.frames, self.aspect, camera, rng)
-            row |= {"camera_x": camera.x, "camera_y": camera.y, "zoom": camera.zoom, "drift": rng.uniform(0, 1, 2)}
-            row |= {
-                name: getattr(track, name)
-                for name in ("x", "y", "height", "extent", "angle", "stretch", "flip", "frame")
-            }
-            row |= {
-                "paint": np.asarray(PAINTS.get(clip.colour, PAINTS["red"])) / 255.0,
-                "painted": np.asarray(clip.colour != NATURAL),
-            }
-            row |= {
-                "middle": np.asarray(self._middle[clip.subject]),
-                "glass": np.asarray(clip.row.glass),
-                "grey": np.asarray(clip.style == "black and white"),
-            }
-            rows.append(row)
+            row = light_row(clip, self.aspect, rng) | {"drift": rng.uniform(0, 1, 2)}
+            scenes.append(row | {"camera_x": camera.x, "camera_y": camera.y, "zoom": camera.zoom})
+            path = int(rng.integers(2**31))  # both subjects draw the same numbers: they move alike
+            track = subject_track(clip, self.frames, self.aspect, camera, np.random.default_rng(path))
+            if clip.second:
+                other = replace(clip, subject=clip.second, colour=NATURAL, second="")
+                beside = subject_track(other, self.frames, self.aspect, camera, np.random.default_rng(path))
+                track, beside = side_by_side(track, beside)
+                seconds.append(self._cast(other, beside))
+            firsts.append(self._cast(clip, track))
+        casts = [([k for k, clip in enumerate(clips) if clip.second], self._stack(seconds))] if seconds else []
+        return self._stack(scenes), [*casts, (list(range(len(clips))), self._stack(firsts))]
+
+    def _cast(self, clip: Factors, track: Track) -> dict[str, Any]:
+        """The numbers of one subject of one clip."""
+        return vars(track) | {
+            "sprite": self._index[clip.subject],
+            "middle": self._middle[clip.subject],
+            "glass": clip.row.glass,
+            "painted": clip.colour != NATURAL,
+            "paint": np.asarray(PAINTS.get(clip.colour, PAINTS["red"])) / 255.0,
+        }
+
+    def _stack(self, rows: Sequence[dict[str, Any]]) -> Numbers:
         stacked = {key: np.stack([np.asarray(row[key], np.float32) for row in rows]) for key in rows[0]}
         return {key: torch.from_numpy(value).to(self.device) for key, value in stacked.items()}
 
-    def _world_xy(self, camera: tuple[Tensor, Tensor, Tensor], parallax: float) -> tuple[Tensor, Tensor]:
+    def _world_xy(self, n: Numbers, parallax: float) -> tuple[Tensor, Tensor]:
         """World coordinates of the pixels on a layer: x [B, F, 1, W] and y [B, F, H, 1]. Far layers pan and zoom
         less, tilt half."""
-        x, y, zoom = (c[:, :, None, None] for c in camera)
+        x, y, zoom = (n[key][:, :, None, None] for key in ("camera_x", "camera_y", "zoom"))
         scale = zoom ** (0.3 + 0.7 * min(parallax, 1.0))
         return x * parallax + self._u / scale, y * (0.5 + 0.5 * parallax) + self._v / scale
 
-    def _sky(self, n: dict[str, Tensor], camera: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x, y = self._world_xy(camera, 0.05)
+    def _sky(self, n: Numbers) -> Tensor:
+        x, y = self._world_xy(n, 0.05)
         share = ((y + 1.1) / (n["horizon"].view(-1, 1, 1, 1) + 1.1)).clamp(0, 1)[:, None]
-        picture = _column(n["sky_top"]) * (1 - share) + _column(n["sky_bottom"]) * share
+        picture = column(n["sky_top"]) * (1 - share) + column(n["sky_bottom"]) * share
         place = n["place"].view(-1, 2, 1, 1, 1)
         distance = ((x - place[:, 0]) ** 2 + (y - place[:, 1]) ** 2).sqrt()[:, None]
-        radius = _column(n["radius"])
-        glow = _column(n["glow"]) * torch.exp(-2.2 * distance)
-        picture = picture + (_column(n["disc"]) - picture).clamp_min(-0.05) * glow
+        radius = column(n["radius"])
+        glow = column(n["glow"]) * torch.exp(-2.2 * distance)
+        picture = picture + (column(n["disc"]) - picture).clamp_min(-0.05) * glow
         if bool((n["stars"] > 0).any()):
             star = self._tile(0, x.expand(-1, -1, y.shape[2], -1), y.expand(-1, -1, -1, x.shape[3]), 1.3)
-            picture = picture + 0.9 * _column(n["stars"]) * star
+            picture = picture + 0.9 * column(n["stars"]) * star
         disc = ((radius - distance) * 90.0).clamp(0, 1) * (radius > 0)
-        return picture * (1 - disc) + (_column(n["disc"]) * 0.92 + 0.08) * disc
+        return picture * (1 - disc) + (column(n["disc"]) * 0.92 + 0.08) * disc
 
-    def _layer(
-        self,
-        picture: Tensor,
-        texture: Tensor,
-        parallax: float,
-        mist: float,
-        n: dict[str, Tensor],
-        camera: tuple[Tensor, Tensor, Tensor],
-    ) -> Tensor:
-        x, y = self._world_xy(camera, parallax)
+    def _layer(self, picture: Tensor, texture: Tensor, layer: int, n: Numbers) -> Tensor:
+        x, y = self._world_xy(n, PARALLAX[layer])
         b, f, h, w = x.shape[0], x.shape[1], y.shape[2], x.shape[3]
         grid = torch.stack([(x / HALF_X).expand(b, f, h, w), (y / HALF_Y).expand(b, f, h, w)], -1).view(b, f * h, w, 2)
         drawn = grid_sample(texture.float() / 255.0, grid, padding_mode="border", align_corners=False).view(
             b, 4, f, h, w
         )
-        share = _column(n["mist_share"]) * mist
-        colour = drawn[:, :3] * (_column(n["scene"]) * (1 - share)) + drawn[:, 3:] * (_column(n["mist"]) * share)
+        share = column(n["mist_share"]) * MIST_BY_LAYER[layer]
+        colour = drawn[:, :3] * (column(n["scene"]) * (1 - share)) + drawn[:, 3:] * (column(n["mist"]) * share)
         return picture * (1 - drawn[:, 3:]) + colour
 
-    def _shadow(self, picture: Tensor, n: dict[str, Tensor], camera: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        x, y = self._world_xy(camera, 1.0)
-        size, height = n["extent"][:, :, None, None], n["height"][:, :, None, None]
-        across = (x - n["x"][:, :, None, None]) / (size * (0.34 + 0.1 * height))
-        along = (y - n["y"][:, :, None, None] - height + 0.02) / (size * (0.07 + 0.02 * height))
-        strength = n["shadow"].view(-1, 1, 1, 1) * torch.exp(-1.4 * height)
-        dark = strength * torch.exp(-((across**2 + along**2) ** 1.5))
-        return picture * (1 - dark[:, None])
-
-    def _subject(
-        self, picture: Tensor, clips: Sequence[Factors], n: dict[str, Tensor], camera: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
+    def _subject(self, picture: Tensor, n: Numbers) -> Tensor:
+        """One subject of each clip, and its shadow on the ground under it."""
         b, f = n["frame"].shape
         h, w = self.size
-        rows = torch.tensor([self._index[clip.subject] for clip in clips], device=self.device)
+        x, y = self._world_xy(n, 1.0)
+        picture = picture * (1 - self._shadow(x, y, n))
         frame = n["frame"].long() % self._sprites.shape[1]
-        texture = (self._sprites[rows[:, None], frame].float() / 255.0).flatten(0, 1)  # [B F, 4, C, C]
-        texture = _repaint(texture, n, f)
-        shrunk = (
-            n["extent"] * n["zoom"] * h / 2 < 0.6 * texture.shape[-1]
-        )  # drawn far smaller than its picture: smooth it first
+        texture = (self._sprites[n["sprite"].long()[:, None], frame].float() / 255.0).flatten(0, 1)  # [B F, 4, C, C]
+        texture = repaint(texture, n, f)
+        shrunk = n["extent"] * n["zoom"] * h / 2 < 0.6 * texture.shape[-1]  # much smaller than its picture: smooth it
         smooth = interpolate(avg_pool2d(texture, 2), scale_factor=2.0, mode="bilinear")
         texture = torch.where(shrunk.view(-1, 1, 1, 1), smooth, texture)
-        x, y = self._world_xy(camera, 1.0)
         half, tall = n["extent"] / 2, n["extent"] * n["stretch"] / 2
         dx = x - n["x"][:, :, None, None]
         dy = y - (n["y"] - tall)[:, :, None, None]
@@ -215,13 +205,19 @@ class World:
         along = (dy * cos - dx * sin) / tall[:, :, None, None]
         grid = torch.stack([across, along], -1).view(b * f, h, w, 2)
         drawn = grid_sample(texture, grid, align_corners=False).view(b, f, 4, h, w).transpose(1, 2)
-        share = _column(n["mist_share"]) * 0.12
-        colour = drawn[:, :3] * (_column(n["subject"]) * (1 - share)) + drawn[:, 3:] * (_column(n["mist"]) * share)
+        share = column(n["mist_share"]) * 0.12
+        colour = drawn[:, :3] * (column(n["subject"]) * (1 - share)) + drawn[:, 3:] * (column(n["mist"]) * share)
         return picture * (1 - drawn[:, 3:]) + colour
 
-    def _weather(self, picture: Tensor, n: dict[str, Tensor]) -> Tensor:
-        if not bool(((n["rain"] > 0) | (n["snow"] > 0)).any()):
-            return picture
+    def _shadow(self, x: Tensor, y: Tensor, n: Numbers) -> Tensor:
+        """How dark the ground is under the subject, [B, 1, F, H, W] for pixels at x and y."""
+        extent, height = n["extent"][:, :, None, None], n["height"][:, :, None, None]
+        across = (x - n["x"][:, :, None, None]) / (extent * (0.34 + 0.1 * height))
+        along = (y - n["y"][:, :, None, None] - height + 0.02) / (extent * (0.07 + 0.02 * height))
+        strength = n["shadow"].view(-1, 1, 1, 1) * torch.exp(-1.4 * height)
+        return (strength * torch.exp(-((across**2 + along**2) ** 1.5)))[:, None]
+
+    def _weather(self, picture: Tensor, n: Numbers) -> Tensor:
         seconds = torch.arange(self.frames, device=self.device).view(1, -1, 1, 1) / 16.0
         drift = n["drift"].view(-1, 2, 1, 1, 1)
         h, w = self.size
@@ -229,7 +225,7 @@ class World:
         rain = self._tile(1, u + 0.9 * seconds + drift[:, 0] * 2, v - 4.5 * seconds + drift[:, 1] * 2, 1.0)
         sway = 0.05 * torch.sin(2.0 * seconds + 3.0 * v)
         snow = self._tile(2, u + sway + drift[:, 0] * 2, v - 0.7 * seconds + drift[:, 1] * 2, 1.0)
-        shine = (_column(n["rain"]) * 0.5 * rain + _column(n["snow"]) * 0.95 * snow).clamp(0, 1)
+        shine = (column(n["rain"]) * 0.5 * rain + column(n["snow"]) * 0.95 * snow).clamp(0, 1)
         return picture + (1.0 - picture) * shine
 
     def _tile(self, index: int, x: Tensor, y: Tensor, scale: float) -> Tensor:
@@ -242,71 +238,16 @@ class World:
         )
 
 
-def _column(values: Tensor) -> Tensor:
-    """[B] or [B, 3] as [B, 1 or 3, 1, 1, 1], to meet pictures [B, 3, F, H, W]."""
-    return values.view(values.shape[0], -1, 1, 1, 1)
-
-
-def _repaint(texture: Tensor, n: dict[str, Tensor], frames: int) -> Tensor:
-    """Recolour sprites [B F, 4, C, C] of the painted clips: brightness chooses between the paint's dark, middle and
-    light tone.
-
-    What is far darker than the subject's middle brightness keeps its own colour (eyes, tyres, stripes), and so does
-    the blue glass of vehicles.
-    """
-
-    def each(key: str) -> Tensor:
-        return n[key].repeat_interleave(frames).view(-1, 1, 1, 1)
-
-    alpha = texture[:, 3:].clamp_min(1e-4)
-    straight = texture[:, :3] / alpha
-    light = (straight * texture.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    middle = each("middle")
-    level = light.clamp(1e-4, 1.0) ** (math.log(0.5) / middle.log())  # the middle brightness becomes one half
-    dark, plain, bright = n["paint"].repeat_interleave(frames, 0).view(-1, 3, 3, 1, 1).unbind(1)
-    tone = torch.where(level < 0.5, torch.lerp(dark, plain, level * 2), torch.lerp(plain, bright, (level - 0.5) * 2))
-    ink = ((0.55 * middle - light) / (0.15 * middle)).clamp(0, 1)
-    glass = ((straight[:, 2:] - straight[:, :1] - 0.2) / 0.1).clamp(0, 1) * each("glass")
-    kept = torch.maximum(ink, glass)
-    painted = torch.cat([torch.lerp(tone, straight, kept) * texture[:, 3:], texture[:, 3:]], 1)
-    return torch.where(each("painted") > 0, painted, texture)
-
-
-def _middle_brightness(sheet: np.ndarray) -> float:
-    """The median brightness of a subject, 0 to 1; sheet uint8 [K, 4, C, C]."""
-    solid = sheet[0, 3] > 200
-    light = (sheet[0, :3].astype(np.float32) * np.asarray(LUMA, np.float32)[:, None, None]).sum(0)[solid] / 255.0
-    return float(np.clip(np.median(light), 0.08, 0.93))
-
-
 def _load_sheets(atlas: Path) -> dict[str, np.ndarray]:
-    """Each subject's frames as uint8 [K, 4, C, C], premultiplied, in the order of the table."""
+    """The frames of each subject in the atlas as uint8 [K, 4, C, C], premultiplied, in the order of the table."""
     sheets = {}
     with np.load(atlas) as file:
-        missing = [s.name for s in SUBJECTS if f"sheet/{s.name}" not in file]
-        if missing:
-            raise MissingFilesError(f"{atlas} lacks {missing[0]} and is older than the table: bake it again")
         for name in BY_NAME:
-            sheet = np.asarray(Image.open(io.BytesIO(file[f"sheet/{name}"].tobytes())).convert("RGBA").convert("RGBa"))
-            cells = sheet.reshape(FRAMES // COLUMNS, CELL, COLUMNS, CELL, 4).transpose(0, 2, 4, 1, 3)
-            sheets[name] = cells.reshape(FRAMES, 4, CELL, CELL)
+            if f"sheet/{name}" in file:
+                picture = Image.open(io.BytesIO(file[f"sheet/{name}"].tobytes()))
+                sheet = np.asarray(picture.convert("RGBA").convert("RGBa"))
+                cells = sheet.reshape(FRAMES // COLUMNS, CELL, COLUMNS, CELL, 4).transpose(0, 2, 4, 1, 3)
+                sheets[name] = cells.reshape(FRAMES, 4, CELL, CELL)
+    if not sheets:
+        raise MissingFilesError(f"{atlas} holds no subject of the table: bake it again")
     return sheets
-
-
-def _weather_tiles() -> np.ndarray:
-    """float32 [3, TILE, TILE]: stars, rain streaks, snow flakes, all repeating without a seam."""
-    rng = np.random.default_rng(7)
-    tiles = np.zeros((3, TILE, TILE), np.float32)
-    for x, y, power in zip(*rng.integers(0, TILE, (2, 110)), rng.uniform(0.4, 1.0, 110), strict=True):
-        tiles[0, y, x] = power
-        for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1)):
-            tiles[0, (y + dy) % TILE, (x + dx) % TILE] += 0.35 * power
-    for x, y, length in zip(*rng.integers(0, TILE, (2, 130)), rng.integers(12, 26, 130), strict=True):
-        for k in range(length):
-            tiles[1, (y + k) % TILE, (x - k // 5) % TILE] = 0.4 + 0.6 * k / length
-    yy, xx = np.mgrid[-5:6, -5:6]
-    for x, y, radius in zip(*rng.integers(0, TILE, (2, 90)), rng.uniform(1.3, 3.4, 90), strict=True):
-        flake = np.clip(radius - np.hypot(xx, yy) + 0.5, 0, 1)
-        rows, columns = (y + yy) % TILE, (x + xx) % TILE
-        tiles[2, rows, columns] = np.maximum(tiles[2, rows, columns], flake)
-    return tiles.clip(0, 1)
