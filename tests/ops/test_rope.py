@@ -2,7 +2,7 @@ import pytest
 import torch
 from inputs import relative_l2, strided
 
-from turbodiffusion.ops.norm.rope import apply_rope, rope_angles
+from turbodiffusion.ops.norm.rope import apply_rope, rope_angles, rope_turns, video_turns
 
 GRID = (2, 3, 4)
 
@@ -25,14 +25,14 @@ def test_rotation_is_multiplication_by_a_complex_number():
     angles = rope_angles(GRID, 64)
     turns = torch.polar(torch.ones_like(angles), angles)[None, :, None]
     expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
-    torch.testing.assert_close(apply_rope(x, angles), expected)
+    torch.testing.assert_close(apply_rope(x, rope_turns(angles, torch.float64)), expected)
 
 
 def test_scores_depend_on_the_distance_alone():
     """The inner product of two turned vectors is the same wherever the pair of tokens lies."""
     q, k = torch.randn(2, 64, dtype=torch.float64)
-    angles = rope_angles((5, 6, 7), 64)
-    turned_q, turned_k = (apply_rope(x.expand(1, 210, 1, 64), angles)[0, :, 0].reshape(5, 6, 7, 64) for x in (q, k))
+    turns = rope_turns(rope_angles((5, 6, 7), 64), torch.float64)
+    turned_q, turned_k = (apply_rope(x.expand(1, 210, 1, 64), turns)[0, :, 0].reshape(5, 6, 7, 64) for x in (q, k))
     near = turned_q[0, 0, 0] @ turned_k[2, 1, 3]
     far = turned_q[2, 4, 3] @ turned_k[4, 5, 6]
     torch.testing.assert_close(near, far)
@@ -40,11 +40,11 @@ def test_scores_depend_on_the_distance_alone():
 
 def test_rotation_is_float32_whatever_the_dtype():
     x = torch.randn(1, 24, 2, 64)
-    angles = rope_angles(GRID, 64)
-    out = apply_rope(strided(x.bfloat16()), angles)
+    turns = rope_turns(rope_angles(GRID, 64))
+    out = apply_rope(strided(x.bfloat16()), turns)
     assert out.dtype == torch.bfloat16
     # One rounding at the end, of at most half of the last of bfloat16's 8 bits.
-    assert relative_l2(out, apply_rope(x.bfloat16().double(), angles)) < 2**-9
+    assert relative_l2(out, apply_rope(x.bfloat16().double(), turns)) < 2**-9
 
 
 def test_angles_keep_their_precision_far_from_the_origin():
@@ -59,9 +59,15 @@ def test_refusals():
     x = torch.randn(1, 24, 2, 64)
     with pytest.raises(ValueError, match="head_dim must be even and at least 6, got 7"):
         rope_angles(GRID, 7)
-    with pytest.raises(ValueError, match=r"angles must be \[L=24, D/2=32\], got \[6, 32\]"):
-        apply_rope(x, rope_angles((1, 2, 3), 64))
-    with pytest.raises(ValueError, match=r"angles must be one of torch.float64, got torch.float32"):
-        apply_rope(x, rope_angles(GRID, 64).float())
+    with pytest.raises(ValueError, match=r"turns must be \[2, L=24, D/2=32\], got \[2, 6, 32\]"):
+        apply_rope(x, rope_turns(rope_angles((1, 2, 3), 64)))
+    with pytest.raises(ValueError, match=r"turns must be one of torch.float32, torch.float64, got torch.bfloat16"):
+        apply_rope(x, rope_turns(rope_angles(GRID, 64), torch.bfloat16))
     with pytest.raises(ValueError, match="unknown impl 'fused'"):
-        apply_rope(x, rope_angles(GRID, 64), impl="fused")
+        apply_rope(x, rope_turns(rope_angles(GRID, 64)), impl="fused")
+
+
+def test_the_operator_gives_the_turns_of_its_grid():
+    turns = video_turns(*GRID, 64, torch.device("cpu"))
+    assert torch.equal(turns, rope_turns(rope_angles(GRID, 64)))
+    torch.library.opcheck(video_turns, (*GRID, 64, torch.device("cpu")))

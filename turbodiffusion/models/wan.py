@@ -24,7 +24,7 @@ from turbodiffusion.nn.linear import LINEAR_KINDS, QuantizedLinear, linear
 from turbodiffusion.nn.norm import LayerNorm, RMSNorm
 from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
-from turbodiffusion.ops.norm.rope import apply_rope, rope_angles
+from turbodiffusion.ops.norm.rope import apply_rope, video_turns
 
 PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
 IMAGE_NORM_EPS = 1e-5  # of img_emb alone; the other norms use WanConfig.eps
@@ -118,9 +118,9 @@ class SelfAttention(nn.Module):
             device=device,
         )
 
-    def forward(self, x_BLM: Tensor, angles: Tensor) -> Tensor:
-        q_BLHD = apply_rope(self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1)), angles)
-        k_BLHD = apply_rope(self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1)), angles)
+    def forward(self, x_BLM: Tensor, turns: Tensor) -> Tensor:
+        q_BLHD = apply_rope(self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1)), turns)
+        k_BLHD = apply_rope(self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1)), turns)
         v_BLHD = self.v(x_BLM).unflatten(-1, (self.num_heads, -1))
         return self.o(self.attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2))
 
@@ -176,9 +176,9 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, device=device, dtype=torch.float32))
 
-    def forward(self, x_BLM: Tensor, time_B6M: Tensor, angles: Tensor, kv: CrossKeyValue) -> Tensor:
+    def forward(self, x_BLM: Tensor, time_B6M: Tensor, turns: Tensor, kv: CrossKeyValue) -> Tensor:
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time_B6M).unbind(1)
-        y_BLM = self.self_attn(modulated_layer_norm(x_BLM, shift, scale, self.eps), angles)
+        y_BLM = self.self_attn(modulated_layer_norm(x_BLM, shift, scale, self.eps), turns)
         x_BLM = _add_gated(x_BLM, y_BLM, gate)
         x_BLM = x_BLM + self.cross_attn(self.norm3(x_BLM), kv)
         y_BLM = self.ffn(modulated_layer_norm(x_BLM, ffn_shift, ffn_scale, self.eps))
@@ -313,10 +313,12 @@ class WanTransformer(nn.Module):
         grid = (x_BCTHW.shape[2], x_BCTHW.shape[3] // PATCH, x_BCTHW.shape[4] // PATCH)
 
         time_BM, time_B6M = self.time_modulation(t_B)
-        angles = video_angles(grid, config.head_dim, x_BCTHW.device)
+        # A cache keyed by sizes cannot be traced: under torch.compile the operator runs once a forward.
+        make_turns = video_turns if torch.compiler.is_compiling() else _cached_turns
+        turns = make_turns(*grid, config.head_dim, x_BCTHW.device)
         x_BLM = self.patch_embedding(patchify(x_BCTHW).to(self.dtype)).to(self.dtype)
         for block, kv in zip(self.blocks, context.blocks, strict=True):
-            x_BLM = block(x_BLM, time_B6M, angles, kv)
+            x_BLM = block(x_BLM, time_B6M, turns, kv)
         with no_autocast(x_BLM.device):
             patches_BLP = self.head(x_BLM, time_BM)
         return unpatchify(patches_BLP, grid)
@@ -330,20 +332,11 @@ def sinusoid(t_B: Tensor, freq_dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
-def video_angles(grid_THW: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
-    """RoPE's angles for a size of video, kept for the next step and for the next video of that size.
-
-    torch.compile cannot look into a cache by sizes that it holds symbolic: there they are computed in the graph.
-    """
-    if torch.compiler.is_compiling():
-        return rope_angles(grid_THW, head_dim, device=device)
-    return _cached_angles(grid_THW, head_dim, device)
-
-
 @lru_cache(maxsize=4)
-def _cached_angles(grid_THW: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
+def _cached_turns(time: int, height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """RoPE's cosines and sines for a size of video, kept for the next step and the next video of that size."""
     with torch.inference_mode(False):  # training may use what generation computed first
-        return rope_angles(grid_THW, head_dim, device=device)
+        return video_turns(time, height, width, head_dim, device)
 
 
 def patchify(x_BCTHW: Tensor) -> Tensor:

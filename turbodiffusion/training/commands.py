@@ -27,7 +27,7 @@ from turbodiffusion.training.trainer import Schedule, count_parameters, start_di
 
 app = typer.Typer(help="Train the demo model: vae, then flow (the teacher), then pack.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Option(help="Folder of this run: resume state, losses, sheets. A run in it goes on.")]
+Run = Annotated[Path, typer.Option("--folder", help="Folder of this run: state, losses, sheets. A run in it goes on.")]
 Atlas = Annotated[Path, typer.Option(help="The baked demo world (python -m turbodiffusion.demo.bake).")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps in all; without it the run is fitted into --minutes.")]
 Minutes = Annotated[float | None, typer.Option(help="Stop this leg after so many minutes; the run can be resumed.")]
@@ -51,14 +51,21 @@ def train_vae(
     atlas: Atlas = Path(".cache/demo-world/atlas.npz"),
     steps: Steps = None,
     minutes: Minutes = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to zero over the whole run.")] = 1e-3,
+    batch: Annotated[int, typer.Option(help="Crops a step on each GPU.")] = 8,
+    clips: Annotated[int, typer.Option(help="Clips rendered on each GPU (6.5 MB each).")] = 2048,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Begin from the vae.safetensors of an earlier run.")
+    ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile the loss.")] = True,
 ) -> None:
     """Train the VAE; writes RUN/vae.safetensors and RUN/vae.json (configuration, latent statistics, PSNR)."""
     device = _prepare()
-    recipe = vae.VAERecipe(compile=compile)
-    schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
-    trainer, model, psnr = vae.train_vae(_atlas_world(atlas, device), MODELS["demo"].vae, recipe, schedule, run)
+    recipe = vae.VAERecipe(clips=clips, batch=batch, compile=compile)
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=100, decay=1.0)
+    weights = {f"vae.{name}": t.float() for name, t in load_file(start).items()} if start else None
+    scenes = _atlas_world(atlas, device)
+    trainer, model, psnr = vae.train_vae(scenes, MODELS["demo"].vae, recipe, schedule, run, start=weights)
     if trainer.rank == 0:
         save_file(_bf16(model.state_dict()), run / "vae.safetensors")
         (run / "vae.json").write_text(json.dumps({"config": dataclasses.asdict(model.config), "psnr": psnr}, indent=1))
@@ -67,7 +74,7 @@ def train_vae(
 def read_vae(run: Path, device: torch.device) -> WanVAE:
     """The VAE that `train vae` left in `run`, float32 on `device`."""
     if not (run / "vae.json").exists():
-        raise CheckpointError(f"{run} holds no trained VAE: run `turbodiffusion train vae --run {run}` first")
+        raise CheckpointError(f"{run} holds no trained VAE: run `turbodiffusion train vae --folder {run}` first")
     fields: dict[str, Any] = json.loads((run / "vae.json").read_text())["config"]
     config = VAEConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})  # type: ignore[arg-type]
     model = WanVAE(config, device=device)
@@ -83,10 +90,12 @@ def train_flow(
     steps: Steps = None,
     minutes: Minutes = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 128,
-    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 6144,
+    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
+    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
     fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
-    start: Annotated[Path | None, typer.Option(help="Begin from the flow.safetensors of an earlier run.")] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Begin from the flow.safetensors of an earlier run.")
+    ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile the loss.")] = True,
 ) -> None:
     """Train transformer and text encoder by flow matching; writes RUN/flow.safetensors (EMA) and RUN/spiece.model."""
@@ -130,7 +139,7 @@ def read_flow(
     """Transformer and text encoder that `train flow` left in `run`, float32 on `device`."""
     path = run / "flow.safetensors"
     if not path.exists():
-        raise CheckpointError(f"{run} holds no trained teacher: run `turbodiffusion train flow --run {run}` first")
+        raise CheckpointError(f"{run} holds no trained teacher: run `turbodiffusion train flow --folder {run}` first")
     state = {name: t.float() for name, t in load_file(path).items()}
     transformer, text = WanTransformer(config, device=device), TextEncoder(text_config, device=device)
     transformer.load_state_dict(_part(state, "transformer."))

@@ -31,15 +31,25 @@ def caption_sample(world: World, count: int, seed: int = 0) -> Iterator[str]:
         yield caption(factors, rng)
 
 
-def crops(world: World, rng: np.random.Generator, clips: int, per_clip: int, frames: int, side: int) -> Tensor:
-    """Random space-time crops of fresh renders, [clips * per_clip, 3, frames, side, side] in [-1, 1]."""
-    video = world.render(world.sample_factors(rng, clips))
-    F, H, W = video.shape[2:]
-    out = []
-    for i in range(clips * per_clip):
-        f, y, x = (int(rng.integers(0, n + 1)) for n in (F - frames, H - side, W - side))
-        out.append(video[i // per_clip, :, f : f + frames, y : y + side, x : x + side])
-    return torch.stack(out)
+class ClipBank:
+    """`size` rendered clips, uint8 on the world's device (6.5 MB each at 33x256x256), to cut random crops from."""
+
+    def __init__(self, world: World, *, size: int, seed: int, chunk: int = 16) -> None:
+        self.device = world.device
+        pieces = []
+        for first in range(0, size, chunk):
+            factors = [clip_factors(world, seed, clip) for clip in range(first, min(size, first + chunk))]
+            pieces.append(((world.render(factors) + 1) * 127.5).round().to(torch.uint8))
+        self.video_BCFHW = torch.cat(pieces)
+
+    def crops(self, rng: np.random.Generator, count: int, side: int) -> Tensor:
+        """`count` whole-length crops of side x side pixels, each of another random clip; float32 in [-1, 1]."""
+        clips, _, _, height, width = self.video_BCFHW.shape
+        out = []
+        for _ in range(count):
+            clip, y, x = (int(rng.integers(0, n)) for n in (clips, height - side + 1, width - side + 1))
+            out.append(self.video_BCFHW[clip, :, :, y : y + side, x : x + side])
+        return torch.stack(out).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)

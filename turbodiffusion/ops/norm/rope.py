@@ -40,25 +40,43 @@ def rope_angles(
     return angles_THWD.flatten(0, 2)
 
 
-def apply_rope(x_BLHD: Tensor, angles: Tensor, *, impl: str = "reference") -> Tensor:
-    """Turn each interleaved pair of x by its angle; `angles` is float64 [L, D // 2] from `rope_angles`.
+def rope_turns(angles: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Cosines and sines of `angles` [L, D // 2], taken in float64 and rounded once: [2, L, D // 2]."""
+    return torch.stack((angles.cos(), angles.sin())).to(dtype)
 
-    Sine and cosine are taken in float64 on the device of `angles` (the CPU, where x's device has no float64), the
-    rotation is computed in float32 and returned in x's dtype. Raises ValueError when L or D do not fit.
+
+@torch.library.custom_op("turbodiffusion::video_turns", mutates_args=())
+def video_turns(time: int, height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """`rope_turns` of a grid of tokens, float32 [2, time * height * width, head_dim // 2].
+
+    An operator of its own, because torch.compile would otherwise fuse the float64 sines into every use of them: on an
+    H200 a training step of the demo model then took four times as long.
+    """
+    return rope_turns(rope_angles((time, height, width), head_dim, device=device))
+
+
+@video_turns.register_fake
+def _(time: int, height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    return torch.empty(2, time * height * width, head_dim // 2, device=device)
+
+
+def apply_rope(x_BLHD: Tensor, turns: Tensor, *, impl: str = "reference") -> Tensor:
+    """Turn each interleaved pair of x; `turns` [2, L, D // 2] holds cosines and sines, from `rope_turns`.
+
+    Computed in float32 (float64 for a float64 x) and returned in x's dtype. Raises ValueError when L or D do not fit.
     """
     sizes = check_layout("apply_rope", x_BLHD=x_BLHD)
     check_dtype("apply_rope", FLOATS, x_BLHD=x_BLHD)
-    check_dtype("apply_rope", (torch.float64,), angles=angles)
-    if sizes["D"] % 2 or tuple(angles.shape) != (sizes["L"], sizes["D"] // 2):
-        expected = f"[L={sizes['L']}, D/2={sizes['D'] / 2:g}]"
-        raise ValueError(f"apply_rope: angles must be {expected}, got {list(angles.shape)}")
-    return choose("apply_rope", impl, {"reference": _reference})(x_BLHD, angles)
+    check_dtype("apply_rope", (torch.float32, torch.float64), turns=turns)
+    if sizes["D"] % 2 or tuple(turns.shape) != (2, sizes["L"], sizes["D"] // 2):
+        expected = f"[2, L={sizes['L']}, D/2={sizes['D'] / 2:g}]"
+        raise ValueError(f"apply_rope: turns must be {expected}, got {list(turns.shape)}")
+    return choose("apply_rope", impl, {"reference": _reference})(x_BLHD, turns)
 
 
-def _reference(x_BLHD: Tensor, angles: Tensor) -> Tensor:
+def _reference(x_BLHD: Tensor, turns: Tensor) -> Tensor:
     dtype = at_least_float32(x_BLHD.dtype)
-    cos = angles.cos().to(x_BLHD.device, dtype)[:, None]
-    sin = angles.sin().to(x_BLHD.device, dtype)[:, None]
+    cos, sin = turns.to(dtype)[:, :, None]
     even, odd = x_BLHD.to(dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
     return turned.flatten(-2).to(x_BLHD.dtype)
