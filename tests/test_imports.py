@@ -1,0 +1,161 @@
+"""Who may import whom: the arrows of docs/architecture.md, read from the syntax trees of the package.
+
+Every import counts: at the top, inside a function, under TYPE_CHECKING. Only the face (`turbodiffusion/__init__.py`,
+`__main__.py`) is free: it stands above all rooms and hands out their public names, and rooms take nothing but the
+version from it.
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "turbodiffusion"
+FACE = {PACKAGE, f"{PACKAGE}.__main__"}
+DEMO_IMPORTS = {"demo", "errors", "numpy", "torch", "PIL"}
+# Not on every machine that computes (a GPU box without the command line), so only these import them at the top, and
+# only these may lead there.
+FRONT = {"av", "typer", "rich", "ftfy"}
+FRONT_OF = {
+    f"{PACKAGE}.video": {"av"},
+    f"{PACKAGE}.pipeline": {"av"},
+    f"{PACKAGE}.cli": FRONT,
+    f"{PACKAGE}.training.commands": {"typer"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path.read_text() for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+
+
+def room(module: str) -> str:
+    """`ops` of `turbodiffusion.ops.norm.rope`; a foreign module's own first name."""
+    first, _, rest = module.partition(".")
+    return rest.split(".")[0] or PACKAGE if first == PACKAGE else first
+
+
+def layers() -> list[set[str]]:
+    """The arrow line of the page, lowest room first."""
+    page = (ROOT / "docs/architecture.md").read_text()
+    line = next(line for line in page.splitlines() if line.startswith("errors -> "))
+    return [set(re.findall(r"\w+", part)) for part in line.split("->")]
+
+
+def imports(module: str, source: str, known: Mapping[str, str], *, top: bool = False) -> Iterator[str]:
+    """Full names of the modules that `source` imports, ours and foreign; with `top` what importing it runs at once."""
+    for node in statements(ast.parse(source), top):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide which room they reach"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if inner != f"{PACKAGE}.__version__":
+                    yield inner if inner in known else node.module
+
+
+def statements(node: ast.AST, top: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not (top and (lazy or typing)):
+            yield child
+            yield from statements(child, top)
+
+
+def violations(sources: Mapping[str, str]) -> list[str]:
+    """Imports against the arrows, one line each."""
+    level = {name: number for number, names in enumerate(layers()) for name in names}
+    found = []
+    for module, source in sources.items():
+        if module in FACE:
+            continue
+        own = room(module)
+        for target in imports(module, source, sources):
+            ours = target.split(".")[0] == PACKAGE
+            there = room(target)
+            if own == "demo":
+                if there not in DEMO_IMPORTS | set(sys.stdlib_module_names):
+                    found.append(f"{module} imports {target}: the demo world stands on errors, numpy, torch and PIL")
+            elif own not in level:
+                found.append(f"{module}: room {own!r} is not on the arrow line of docs/architecture.md")
+            elif there == "demo" and own not in ("training", "pipeline"):
+                found.append(f"{module} imports {target}: only training and pipeline know the demo world")
+            elif ours and there != "demo" and level.get(there, len(level)) > level[own]:
+                found.append(f"{module} imports {target}: against the arrow")
+    return found
+
+
+def test_every_import_follows_the_arrows():
+    assert violations(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("ops.x", "from turbodiffusion.nn.norm import RMSNorm"),
+        ("ops.x", "import turbodiffusion.pipeline as p"),
+        ("nn.x", "from turbodiffusion import models"),
+        ("models.x", "def f():\n    from turbodiffusion.presets import MODELS"),
+        ("memory", "if TYPE_CHECKING:\n    from turbodiffusion.request import Request"),
+        ("presets", "from turbodiffusion.demo.words import SCENES"),
+        ("demo.x", "from turbodiffusion.models.vae import WanVAE"),
+        ("demo.x", "import scipy"),
+        ("sampling", "from turbodiffusion import Pipeline"),
+        ("newroom.x", "from turbodiffusion.errors import UserError"),
+    ],
+)
+def test_an_import_against_the_arrows_is_found(module, line):
+    assert len(violations({**SOURCES, f"{PACKAGE}.{module}": line})) == 1
+
+
+def test_no_circle_of_modules():
+    graph = {
+        module: {target for target in imports(module, source, SOURCES) if target in SOURCES} - FACE
+        for module, source in SOURCES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def reaches(module: str, sources: Mapping[str, str]) -> set[str]:
+    """The FRONT packages that importing `module` imports, directly or through ours; the packages' __init__ run too."""
+    todo, seen, found = [module], set(), set()
+    while todo:
+        here = todo.pop()
+        if here in seen:
+            continue
+        seen.add(here)
+        parents = here.split(".")
+        todo += [name for n in range(1, len(parents)) if (name := ".".join(parents[:n])) in sources]
+        for target in imports(here, sources[here], sources, top=True):
+            found |= {room(target)} & FRONT
+            todo += [target] if target in sources else []
+    return found
+
+
+def test_only_the_front_needs_av_typer_rich_and_ftfy():
+    wrong = {}
+    for module in SOURCES:
+        allowed = FRONT if module in FACE else FRONT_OF.get(module, set())
+        if extra := reaches(module, SOURCES) - allowed:
+            wrong[module] = extra
+    assert wrong == {}
+
+
+def test_a_front_package_behind_another_module_is_found():
+    planted = {**SOURCES, f"{PACKAGE}.request": "from turbodiffusion.video import save"}
+    assert reaches(f"{PACKAGE}.request", planted) == {"av"}
+    assert reaches(f"{PACKAGE}.request", {**SOURCES, f"{PACKAGE}.request": "def f():\n    import av"}) == set()
