@@ -1,15 +1,19 @@
 """Fixtures that several rooms' tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# Triton reads this when it is first imported, which diffusers does; without a GPU its kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A model folder of ours with random weights: 64x64, 5 frames, 2 steps of the flow sampler, in a second or so."""
-    import torch
-
     from turbodiffusion.checkpoint.folder import save_folder
     from turbodiffusion.models.text import TextConfig, TextEncoder, train_tokenizer
     from turbodiffusion.models.vae import VAEConfig, WanVAE

@@ -4,11 +4,15 @@ A layout is the suffix of a tensor's name, one capital letter per dimension: q_B
 The same letter stands for the same size in every tensor of a call.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from turbodiffusion.errors import MachineError
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -60,3 +64,19 @@ def check_no_grad(op: str, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if torch.is_grad_enabled() and tensor.requires_grad:
             raise ValueError(f"{op}: has no gradient, but {name} requires one; call it under torch.no_grad()")
+
+
+def check_triton(op: str, **tensors: Tensor) -> None:
+    """Raise unless a Triton kernel can run on the tensors: to be called before such a kernel is imported.
+
+    Kernels run on NVIDIA GPUs and, with TRITON_INTERPRET=1 set before the start, slowly on a CPU. They have no gradient
+    and compute in float32. Raises MachineError where Triton or a GPU is missing, ValueError for a gradient or float64.
+    """
+    if find_spec("triton") is None:
+        raise MachineError(f"{op}: impl 'triton' needs the package triton (pip install triton); 'reference' does not")
+    for name, tensor in tensors.items():
+        if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+            raise MachineError(f"{op}: impl 'triton' needs {name} on a GPU, it is on {tensor.device}; use 'reference'")
+        if tensor.dtype == torch.float64:
+            raise ValueError(f"{op}: impl 'triton' computes in float32, {name} is float64; use 'reference'")
+    check_no_grad(f"{op}: impl 'triton'", **tensors)
