@@ -19,6 +19,7 @@ from rich.table import Table
 
 from turbodiffusion import __version__
 from turbodiffusion.errors import OutputError, RequestError, UserError
+from turbodiffusion.training.commands import app as train
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline import Pipeline
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(train, name="train")
 # typer has no name for its usage errors' class, which is click's or its own by version
 _UsageError: Any = typer.BadParameter.__base__
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from turbodiffusion import __version__, memory, source, video
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.demo.gap import describe_gap
+from turbodiffusion.demo.subjects import named
 from turbodiffusion.errors import MachineError, OutputError, RequestError
 from turbodiffusion.image import adaptive_size, fit, load_image
 from turbodiffusion.models.text import TextEncoder, Tokenizer
@@ -185,8 +186,8 @@ class Pipeline:
             width, height = adaptive_size(image.shape[1], image.shape[0], width * height)
         job = _job(self.model, preset, resolved, (width, height), self.dtype, self.device)
         notices += filter(None, [self._check_memory(job), self._untrained(kinds)])
-        if preset.name == "demo":
-            notices += filter(None, [describe_gap(resolved.prompt)])
+        if preset.subjects:
+            notices += filter(None, [describe_gap(resolved.prompt, named(preset.subjects))])
 
         stages.seconds["load"], self._load_seconds = self._load_seconds, 0.0
         self._rebuild(kinds, stages)

@@ -170,6 +170,7 @@ def _preset(
             vae=vae,
             text=text,
             experts=experts,
+            subjects=tuple(about.get("subjects", ())),
             **(defaults | dict(sampling)),
         )
     except (TypeError, ValueError) as error:

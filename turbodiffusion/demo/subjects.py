@@ -5,6 +5,7 @@ moves as its `kind` does: walkers run, vehicles drive, boats sail, swimmers swim
 and fall.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LAND = ("garden", "meadow", "forest", "beach", "desert", "snow", "city")
@@ -225,3 +226,8 @@ SUBJECTS: tuple[Subject, ...] = (
 )
 
 BY_NAME: dict[str, Subject] = {subject.name: subject for subject in SUBJECTS}
+
+
+def named(names: Sequence[str]) -> tuple[Subject, ...]:
+    """The rows of those names that the table has."""
+    return tuple(BY_NAME[name] for name in names if name in BY_NAME)

@@ -9,7 +9,7 @@ EMA by a power function: Karras et al., arXiv 2312.02696, as rCM uses it (arXiv 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -277,8 +277,3 @@ def _tensorboard(run: Path):  # type: ignore[no-untyped-def]
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(run))
-
-
-def count_parameters(modules: Iterable[nn.Module]) -> int:
-    """Parameters in all modules together."""
-    return sum(p.numel() for m in modules for p in m.parameters())
