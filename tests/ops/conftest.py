@@ -30,3 +30,33 @@ def interpreter_rounds_as_a_gpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_convert_float", round_to_nearest)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interpreter_multiplies_bf16():
+    """Triton's interpreter multiplies the bits of bfloat16 tiles as integers; a GPU multiplies the numbers."""
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    create_dot = InterpreterBuilder.create_dot
+
+    def widen(x):
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def dot(self, a, b, *others):
+        return create_dot(self, widen(a), widen(b), *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_dot", dot)
+        yield
+
+
+@pytest.fixture
+def poisoned():
+    """Every buffer that an op allocates without filling it is full of NaN (integers: of their largest value)."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)

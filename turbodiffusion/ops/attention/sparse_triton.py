@@ -1,0 +1,278 @@
+"""Softmax attention of each query block over its kept key blocks, forward, in Triton.
+
+One program computes rows of one query block of one head: online softmax in powers of two (FlashAttention-2, arXiv
+2307.08691, algorithm 1) over the blocks that the map names. q, k and v are read where they lie, with their strides.
+The last block of the map is the only one that can reach past the end, because the map ascends: it goes first, masked,
+and the loop over all others needs no mask.
+
+The same kernel does three things more. With 8-bit inputs (`sage_triton.py` makes them) it computes SageAttention's
+arithmetic. Without a map it is dense. Given the state of the linear part (`linear_triton.py`) it adds the projected
+linear term to its output, which saves a pass over q and two over the output. Descriptors of tensors become bulk copies
+on Hopper and later and plain loads before. What is float32 is multiplied in float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+LOG2E = 1.4426950408889634
+_LOG2E = tl.constexpr(LOG2E)
+_LN2 = tl.constexpr(0.6931471805599453)
+
+# log2(448): probabilities are scaled to the whole range of fp8 by a term of their exponent.
+_LOG2_FP8_MAX = tl.constexpr(8.807354922057604)
+
+# 1.5 * 2^23: float32 numbers around it are one apart, so that adding it to an integer below 2^22 in size, on the bits,
+# makes a float that is off by a constant. It costs an addition, where a conversion costs several.
+_MAGIC = tl.constexpr(12582912.0)
+_MAGIC_BITS = tl.constexpr(0x4B400000)
+
+# Columns of q that the linear term holds at a time: whole rows beside the accumulator would not fit the registers.
+_CHUNK = tl.constexpr(64)
+
+HEAD_DIMS = (32, 64, 128)
+BLOCKS = (64, 128)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How programs are laid out; what is fastest is for benchmarks/attention.py to say."""
+
+    rows: int = 128  # of q a program, at most a block
+    num_warps: int = 8
+    num_stages: int = 3  # depth of the software pipeline
+    maxnreg: int | None = None  # registers a thread; None leaves it to the compiler
+    # Hopper adds fp8 products with some 14 bits: leave that sum after each key block, or at the end.
+    exact_sums: bool = True
+
+
+@dataclass(frozen=True)
+class LinearTerm:
+    """What the kernel needs to add proj_l(linear attention) to its output."""
+
+    q_BLHD: Tensor  # as the model has it, not in 8 bits
+    state_BHDE: Tensor  # (phi(k)^T v) proj_l^T, in q's dtype
+    key_sum_BHD: Tensor  # sum of phi(k), float32
+    bias_D: Tensor  # float32
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What the 8-bit values are multiplied with, float32."""
+
+    q_BHN: Tensor
+    k_BHN: Tensor
+    v_BHD: Tensor
+
+
+@triton.jit
+def _block_step(
+    acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, scale,
+    BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, EXACT_SUMS: tl.constexpr, MASK: tl.constexpr,
+):  # fmt: skip
+    """One key block of the online softmax; `largest` is the maximum so far of the scores in powers of two."""
+    k = k_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
+    offset = 0.0
+    if EIGHT_BITS:
+        scale *= tl.load(k_scale_ptr + block)
+    if q.dtype == tl.int8:
+        scores = (tl.dot(q, k.T) + _MAGIC_BITS).to(tl.float32, bitcast=True)
+        offset = _MAGIC * scale
+    else:
+        scores = tl.dot(q, k.T, input_precision="ieee")
+    if MASK:
+        scores = tl.where((block * BLOCK_K + tl.arange(0, BLOCK_K) < S)[None, :], scores, float("-inf"))
+    now = tl.maximum(largest, tl.max(scores, 1) * scale - offset)
+    rescale = tl.exp2(largest - now)
+    if EIGHT_BITS:
+        offset -= _LOG2_FP8_MAX
+    p = tl.exp2(scores * scale - (now + offset)[:, None])
+    total = total * rescale + tl.sum(p, 1)
+    if EIGHT_BITS:
+        v = v_desc.load([b * H + h, block, 0, 0]).reshape(D, BLOCK_K)
+        # The accumulator of q k^T and the fp8 operand of p v spread a row over the threads of a warp differently. This
+        # order of the keys, in which v is stored too, leaves each probability in the thread that computed it.
+        ROWS: tl.constexpr = p.shape[0]
+        p = p.to(v.dtype).reshape(ROWS, BLOCK_K // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, BLOCK_K)
+        if EXACT_SUMS:
+            acc = acc * rescale[:, None] + tl.dot(p, v.T, max_num_imprecise_acc=BLOCK_K)
+        else:
+            acc = tl.dot(p, v.T, acc * rescale[:, None], max_num_imprecise_acc=BLOCK_K)
+    else:
+        v = v_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
+        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
+    return acc, total, now
+
+
+@triton.jit
+def _add_linear(acc, q_ptrs, mask, state_ptr, key_sum_ptr, bias_ptr, D: tl.constexpr):
+    """acc + phi(q) state / (1e-5 + phi(q) . key_sum) + bias, with phi the softmax over D.
+
+    `q_ptrs` [rows, 1] points to the first column of each row. Dividing phi instead of the product lets the product add
+    to `acc` where it is.
+    """
+    CHUNK: tl.constexpr = _CHUNK if _CHUNK < D else D
+    column = tl.arange(0, CHUNK)
+    top = tl.full([acc.shape[0]], float("-inf"), tl.float32)
+    for start in tl.static_range(0, D, CHUNK):
+        q = tl.load(q_ptrs + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        top = tl.maximum(top, tl.max(q, 1))
+    total = tl.zeros_like(top)
+    weight = tl.zeros_like(top)
+    for start in tl.static_range(0, D, CHUNK):
+        q = tl.load(q_ptrs + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        e = tl.exp2((q - top[:, None]) * _LOG2E)
+        total += tl.sum(e, 1)
+        weight += tl.sum(e * tl.load(key_sum_ptr + start + column)[None, :], 1)
+    factor = 1.0 / (total * 1e-5 + weight)
+    for start in tl.static_range(0, D, CHUNK):
+        q = tl.load(q_ptrs + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        e = tl.exp2((q - top[:, None]) * _LOG2E) * factor[:, None]
+        state = tl.load(state_ptr + (start + column)[:, None] * D + tl.arange(0, D)[None, :])
+        acc = tl.dot(e.to(state.dtype), state, acc, input_precision="ieee")
+    return acc + tl.load(bias_ptr + tl.arange(0, D))[None, :]
+
+
+@triton.jit
+def _forward_kernel(
+    q_desc, k_desc, v_desc, map_ptr, out_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr,
+    raw_q_ptr, state_ptr, key_sum_ptr, bias_ptr, raw_b, raw_l, raw_h,
+    L, S, H, kept, softmax_scale,
+    ROWS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr,
+    GATHER: tl.constexpr, LINEAR: tl.constexpr, LSE: tl.constexpr, EXACT_SUMS: tl.constexpr,
+):  # fmt: skip
+    """Grid (ceil(L / ROWS), B * H); the output is contiguous [B, L, H, D] and softmax_scale has log2(e) in it."""
+    start = tl.program_id(0) * ROWS
+    bh = tl.program_id(1)
+    b = bh // H
+    h = bh % H
+    n = start // BLOCK_Q
+    blocks_q = tl.cdiv(L, BLOCK_Q)
+    rows = start + tl.arange(0, ROWS)
+    row_mask = rows < L
+    column = tl.arange(0, D)
+    if EIGHT_BITS:
+        q = q_desc.load([bh * blocks_q * BLOCK_Q + start, 0])
+        softmax_scale *= tl.load(q_scale_ptr + bh * blocks_q + n)
+        k_scale_ptr += bh * tl.cdiv(S, BLOCK_K)
+    else:
+        q = q_desc.load([b, start, h, 0]).reshape(ROWS, D)
+    if GATHER:
+        map_ptr += (bh * blocks_q + n).to(tl.int64) * kept
+
+    largest = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    acc = tl.zeros([ROWS, D], tl.float32)
+    block = tl.load(map_ptr + kept - 1) if GATHER else kept - 1
+    acc, total, largest = _block_step(
+        acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, softmax_scale,
+        BLOCK_K, D, EIGHT_BITS, EXACT_SUMS, True,
+    )  # fmt: skip
+    for j in range(0, kept - 1):
+        block = tl.load(map_ptr + j) if GATHER else j
+        acc, total, largest = _block_step(
+            acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, softmax_scale,
+            BLOCK_K, D, EIGHT_BITS, EXACT_SUMS, False,
+        )  # fmt: skip
+
+    if LSE:
+        tl.store(lse_ptr + bh.to(tl.int64) * L + rows, (largest + tl.log2(total)) * _LN2, mask=row_mask)
+    acc = acc / total[:, None]
+    if EIGHT_BITS:
+        acc *= tl.load(v_scale_ptr + bh * D + column)[None, :]
+    if LINEAR:
+        raw_q_ptr += b.to(tl.int64) * raw_b + h.to(tl.int64) * raw_h + start.to(tl.int64) * raw_l
+        acc = _add_linear(
+            acc, raw_q_ptr + tl.arange(0, ROWS)[:, None] * raw_l, row_mask[:, None],
+            state_ptr + bh * D * D, key_sum_ptr + bh * D, bias_ptr, D,
+        )  # fmt: skip
+    out_ptr += ((b.to(tl.int64) * L + start) * H + h) * D
+    out_ptrs = out_ptr + tl.arange(0, ROWS)[:, None] * (H * D) + column[None, :]
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=row_mask[:, None])
+
+
+def sparse_forward(
+    q_BLHD: Tensor,
+    k_BLHD: Tensor,
+    v_BLHD: Tensor,
+    map_BHNK: Tensor,
+    block_q: int,
+    block_k: int,
+    *,
+    linear: LinearTerm | None = None,
+    launch: Launch | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`sla.sparse_attention_forward`, plus the projected linear term if given: the output and the log-sum-exp."""
+    check_sizes("sparse_attention", q_BLHD.shape[-1], block_q, block_k)
+    launch = launch or Launch()
+    k = describe(k_BLHD, block_k)
+    v = describe(v_BLHD, block_k)
+    q = describe(q_BLHD, min(launch.rows, block_q))
+    out = torch.empty(q_BLHD.shape, dtype=q_BLHD.dtype, device=q_BLHD.device)
+    B, L, H, _ = q_BLHD.shape
+    lse = torch.empty(B, H, L, dtype=torch.float32, device=q_BLHD.device)
+    launch_forward(q, k, v, map_BHNK, out, lse, k_BLHD.shape[1], block_q, block_k, None, linear, launch)
+    return out, lse
+
+
+def launch_forward(
+    q: TensorDescriptor,
+    k: TensorDescriptor,
+    v: TensorDescriptor,
+    map_BHNK: Tensor | None,
+    out_BLHD: Tensor,
+    lse_BHL: Tensor | None,
+    keys: int,
+    block_q: int,
+    block_k: int,
+    scales: Scales | None,
+    linear: LinearTerm | None,
+    launch: Launch,
+) -> None:
+    """Write `out_BLHD` and `lse_BHL`. Without a map all blocks are kept; with `scales` q, k and v are in 8 bits.
+
+    In 8 bits q is [B * H * blocks * block_q, D], k a view [B, blocks * block_k, H, D] and v
+    [B * H, blocks, D, block_k] with its keys in `sage_triton.KEY_ORDER`: wgmma takes fp8 with the summed dimension
+    innermost alone.
+    """
+    B, L, H, D = out_BLHD.shape
+    rows = min(launch.rows, block_q)
+    kept = -(-keys // block_k) if map_BHNK is None else map_BHNK.shape[-1]
+    raw = linear.q_BLHD if linear is not None else out_BLHD
+    assert raw.stride(-1) == 1, "the linear term reads q by its rows"
+    _forward_kernel[(-(-L // rows), B * H)](
+        q, k, v, None if map_BHNK is None else map_BHNK.contiguous(), out_BLHD, lse_BHL,
+        *((scales.q_BHN, scales.k_BHN, scales.v_BHD) if scales else (None, None, None)),
+        *((raw, linear.state_BHDE, linear.key_sum_BHD, linear.bias_D) if linear else (None, None, None, None)),
+        *raw.stride()[:3], L, keys, H, kept, D**-0.5 * LOG2E,
+        ROWS=rows, BLOCK_Q=block_q, BLOCK_K=block_k, D=D, EIGHT_BITS=scales is not None,
+        GATHER=map_BHNK is not None, LINEAR=linear is not None, LSE=lse_BHL is not None,
+        EXACT_SUMS=launch.exact_sums,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
+    )  # fmt: skip
+
+
+def describe(x_BLHD: Tensor, rows: int) -> TensorDescriptor:
+    """A descriptor that loads [1, rows, 1, D]; rows past the end are zeros. Copies x only if it cannot be described."""
+    x = described(x_BLHD)
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1]])
+
+
+def described(x: Tensor) -> Tensor:
+    """x itself where a descriptor can address it (16-byte rows, columns side by side), else a contiguous copy."""
+    step = 16 // x.element_size()
+    fits = x.stride(-1) == 1 and all(s % step == 0 for s in x.stride()[:-1]) and x.data_ptr() % 16 == 0
+    return x if fits and all(s > 0 for s in x.stride()) else x.contiguous()
+
+
+def check_sizes(op: str, head_dim: int, block_q: int, block_k: int) -> None:
+    """Raise ValueError for sizes that the kernels do not take."""
+    if head_dim not in HEAD_DIMS or block_q not in BLOCKS or block_k not in BLOCKS:
+        raise ValueError(
+            f"{op}: impl 'triton' takes a head dim of {', '.join(map(str, HEAD_DIMS))} and blocks of 64 or 128, got "
+            f"{head_dim}, {block_q} and {block_k}; use 'reference'"
+        )
