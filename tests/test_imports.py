@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "turbodiffusion"
 FACE = {PACKAGE, f"{PACKAGE}.__main__"}
 DEMO_IMPORTS = {"demo", "errors", "numpy", "torch", "PIL"}
-# Not on every machine that computes (a GPU box without the command line), so only these import them at the top, and
-# only these may lead there.
+# Not on every machine: a GPU box has no command line, a CPU no triton. Only these modules import them at the top, and
+# only these may lead there; kernels are in modules named *_triton, imported when one is chosen.
 FRONT = {"av", "typer", "rich", "ftfy"}
 FRONT_OF = {
     f"{PACKAGE}.video": {"av"},
@@ -131,7 +131,7 @@ def test_no_circle_of_modules():
 
 
 def reaches(module: str, sources: Mapping[str, str]) -> set[str]:
-    """The FRONT packages that importing `module` imports, directly or through ours; the packages' __init__ run too."""
+    """FRONT packages and triton, as importing `module` imports them: directly or through ours, __init__ files too."""
     todo, seen, found = [module], set(), set()
     while todo:
         here = todo.pop()
@@ -141,15 +141,16 @@ def reaches(module: str, sources: Mapping[str, str]) -> set[str]:
         parents = here.split(".")
         todo += [name for n in range(1, len(parents)) if (name := ".".join(parents[:n])) in sources]
         for target in imports(here, sources[here], sources, top=True):
-            found |= {room(target)} & FRONT
+            found |= {room(target)} & (FRONT | {"triton"})
             todo += [target] if target in sources else []
     return found
 
 
-def test_only_the_front_needs_av_typer_rich_and_ftfy():
+def test_only_the_front_needs_av_typer_rich_and_ftfy_and_only_kernels_triton():
     wrong = {}
     for module in SOURCES:
         allowed = FRONT if module in FACE else FRONT_OF.get(module, set())
+        allowed = {"triton"} if module.endswith("_triton") else allowed
         if extra := reaches(module, SOURCES) - allowed:
             wrong[module] = extra
     assert wrong == {}

@@ -1,6 +1,7 @@
 """The repository as its users meet it: sizes, links, the two commands, and versions that fit together."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -175,6 +176,16 @@ def test_sizes_of_the_models_on_the_page_are_those_of_the_code(page):
         sizes = [sum(file.bytes for file in files) / 1e9 for files in downloads]
         sizes += [gpu_need(preset, resolution, linears) for linears in ("off", "int8_block")]
         assert [int(number) for number in written] == [round(size) for size in sizes], (model, resolution)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_subjects_of_the_demo_model_on_the_page_are_those_of_the_model(page):
+    from turbodiffusion.demo.subjects import SUBJECTS
+
+    model = json.loads((ROOT / "turbodiffusion/demo/model/model.json").read_text())
+    line = re.search(rf".*\b{len(SUBJECTS)}\b.*", (ROOT / page).read_text())
+    assert line, f"no line of {page} tells the demo world's {len(SUBJECTS)} subjects"
+    assert str(len(model["about"]["subjects"])) in re.findall(r"\d+", line[0])
 
 
 def gpu_need(preset, resolution: str, linears: str) -> float:
