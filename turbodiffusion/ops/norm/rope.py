@@ -50,7 +50,7 @@ def video_turns(time: int, height: int, width: int, head_dim: int, device: torch
     """`rope_turns` of a grid of tokens, float32 [2, time * height * width, head_dim // 2].
 
     An operator of its own, because torch.compile would otherwise fuse the float64 sines into every use of them: on an
-    H200 a training step of the demo model then took four times as long.
+    H200 the demo model then trained at 4.4 steps a second instead of 13.7.
     """
     return rope_turns(rope_angles((time, height, width), head_dim, device=device))
 
