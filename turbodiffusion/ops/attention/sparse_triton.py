@@ -109,8 +109,8 @@ def _block_step(
 
 
 @triton.jit
-def _add_linear(acc, q_ptrs, mask, state_ptr, key_sum_ptr, bias_ptr, D: tl.constexpr):
-    """acc + phi(q) state / (1e-5 + phi(q) . key_sum) + bias, with phi the softmax over D.
+def add_linear(acc, q_ptrs, mask, state_ptr, key_sum_ptr, D: tl.constexpr):
+    """acc + phi(q) state / (1e-5 + phi(q) . key_sum), with phi the softmax over D.
 
     `q_ptrs` [rows, 1] points to the first column of each row. Dividing phi instead of the product lets the product add
     to `acc` where it is.
@@ -134,7 +134,7 @@ def _add_linear(acc, q_ptrs, mask, state_ptr, key_sum_ptr, bias_ptr, D: tl.const
         e = tl.exp2((q - top[:, None]) * _LOG2E) * factor[:, None]
         state = tl.load(state_ptr + (start + column)[:, None] * D + tl.arange(0, D)[None, :])
         acc = tl.dot(e.to(state.dtype), state, acc, input_precision="ieee")
-    return acc + tl.load(bias_ptr + tl.arange(0, D))[None, :]
+    return acc
 
 
 @triton.jit
@@ -172,7 +172,7 @@ def _forward_kernel(
         acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, softmax_scale,
         BLOCK_K, D, EIGHT_BITS, EXACT_SUMS, True,
     )  # fmt: skip
-    for j in range(0, kept - 1):
+    for j in range(kept - 1):
         block = tl.load(map_ptr + j) if GATHER else j
         acc, total, largest = _block_step(
             acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, softmax_scale,
@@ -186,10 +186,9 @@ def _forward_kernel(
         acc *= tl.load(v_scale_ptr + bh * D + column)[None, :]
     if LINEAR:
         raw_q_ptr += b.to(tl.int64) * raw_b + h.to(tl.int64) * raw_h + start.to(tl.int64) * raw_l
-        acc = _add_linear(
-            acc, raw_q_ptr + tl.arange(0, ROWS)[:, None] * raw_l, row_mask[:, None],
-            state_ptr + bh * D * D, key_sum_ptr + bh * D, bias_ptr, D,
-        )  # fmt: skip
+        raw_ptrs = raw_q_ptr + tl.arange(0, ROWS)[:, None] * raw_l
+        acc = add_linear(acc, raw_ptrs, row_mask[:, None], state_ptr + bh * D * D, key_sum_ptr + bh * D, D)
+        acc += tl.load(bias_ptr + column)[None, :]
     out_ptr += ((b.to(tl.int64) * L + start) * H + h) * D
     out_ptrs = out_ptr + tl.arange(0, ROWS)[:, None] * (H * D) + column[None, :]
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=row_mask[:, None])

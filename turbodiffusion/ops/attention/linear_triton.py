@@ -1,0 +1,162 @@
+"""The linear part of SLA in Triton: one pass over k and v for all that attention needs to know of the whole sequence.
+
+    state = phi(k)^T v,   key_sum = sum of phi(k),   phi: softmax over D
+
+The pass is split over the sequence; a second kernel adds the parts up and applies proj_l to the state: D x D numbers a
+head, so that the projection costs nothing at the size of the sequence. The output phi(q) state / (1e-5 + phi(q) .
+key_sum) is added in the sparse kernel's epilogue, or made by `linear_forward` alone. While k and v are there, the pass
+also takes the means of k's blocks and of all of k (for the choice of blocks and for int8), and v's largest magnitudes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbodiffusion.ops.attention.sparse_triton import LOG2E, add_linear, check_sizes, describe, described
+
+# Programs of the pass over the keys: two for each multiprocessor of the largest GPUs; more would write more parts.
+PROGRAMS = 264
+_LOG2E = tl.constexpr(LOG2E)
+_SLICE = tl.constexpr(16)  # rows of the state that a program of the second kernel adds up
+
+
+@dataclass(frozen=True)
+class KeyState:
+    """What the whole sequence of keys and values comes down to; all float32 but the state."""
+
+    state_BHDE: Tensor  # phi(k)^T v, or that times proj_l's transpose, in k's dtype
+    key_sum_BHD: Tensor  # sum of phi(k) over the sequence
+    mean_BHD: Tensor  # of k over the sequence
+    largest_BHD: Tensor  # of |v| over the sequence
+    pooled_BHND: Tensor  # the mean of each block of k
+
+
+@triton.jit
+def softmax_rows(x):
+    """The softmax of each row, float32."""
+    e = tl.exp2((x - tl.max(x, 1)[:, None]) * _LOG2E)
+    return e / tl.sum(e, 1)[:, None]
+
+
+@triton.jit
+def _key_kernel(
+    k_desc, v_desc, part_ptr, vectors_ptr, pooled_ptr, S, H, blocks, blocks_each,
+    BLOCK: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Grid (parts, B * H). part [parts, B * H, D, D]; vectors [parts, B * H, 3, D]: sums of phi(k) and k, max |v|."""
+    part = tl.program_id(0)
+    bh = tl.program_id(1)
+    b = bh // H
+    h = bh % H
+    column = tl.arange(0, D)
+    state = tl.zeros([D, D], tl.float32)
+    key_sum = tl.zeros([D], tl.float32)
+    total = tl.zeros([D], tl.float32)
+    largest = tl.zeros([D], tl.float32)
+    for block in range(part * blocks_each, tl.minimum((part + 1) * blocks_each, blocks)):
+        k = k_desc.load([b, block * BLOCK, h, 0]).reshape(BLOCK, D).to(tl.float32)
+        v = v_desc.load([b, block * BLOCK, h, 0]).reshape(BLOCK, D)
+        inside = (block * BLOCK + tl.arange(0, BLOCK) < S)[:, None]
+        phi = tl.where(inside, softmax_rows(k), 0.0).to(v.dtype)
+        state = tl.dot(phi.T, v, state, input_precision="ieee")
+        key_sum += tl.sum(phi.to(tl.float32), 0)
+        block_sum = tl.sum(k, 0)  # rows past the end are zeros
+        total += block_sum
+        rows = tl.minimum(S - block * BLOCK, BLOCK)
+        tl.store(pooled_ptr + (bh * blocks + block) * D + column, block_sum / rows)
+        largest = tl.maximum(largest, tl.max(tl.abs(v.to(tl.float32)), 0))
+    at = (part * tl.num_programs(1) + bh).to(tl.int64)
+    tl.store(part_ptr + at * D * D + column[:, None] * D + column[None, :], state)
+    tl.store(vectors_ptr + at * 3 * D + column, key_sum)
+    tl.store(vectors_ptr + at * 3 * D + D + column, total)
+    tl.store(vectors_ptr + at * 3 * D + 2 * D + column, largest)
+
+
+@triton.jit
+def _reduce_kernel(
+    part_ptr, vectors_ptr, weight_ptr, state_ptr, key_sum_ptr, mean_ptr, largest_ptr, parts, S,
+    D: tl.constexpr, PROJECT: tl.constexpr,
+):  # fmt: skip
+    """Grid (B * H, D / _SLICE): rows of the state summed, times proj_l's transpose; the first also does the vectors."""
+    bh = tl.program_id(0)
+    step = tl.num_programs(0).to(tl.int64)
+    row = tl.program_id(1) * _SLICE + tl.arange(0, _SLICE)
+    column = tl.arange(0, D)
+    inside = row[:, None] * D + column[None, :]
+    state = tl.zeros([_SLICE, D], tl.float32)
+    for part in range(parts):
+        state += tl.load(part_ptr + (part * step + bh) * D * D + inside)
+    if PROJECT:
+        weight = tl.load(weight_ptr + column[:, None] * D + column[None, :])
+        state = tl.dot(state, weight.T, input_precision="ieee")
+    tl.store(state_ptr + bh * D * D + inside, state.to(state_ptr.dtype.element_ty))
+    if tl.program_id(1) == 0:
+        key_sum = tl.zeros([D], tl.float32)
+        total = tl.zeros([D], tl.float32)
+        largest = tl.zeros([D], tl.float32)
+        for part in range(parts):
+            at = vectors_ptr + (part * step + bh) * 3 * D + column
+            key_sum += tl.load(at)
+            total += tl.load(at + D)
+            largest = tl.maximum(largest, tl.load(at + 2 * D))
+        tl.store(key_sum_ptr + bh * D + column, key_sum)
+        tl.store(mean_ptr + bh * D + column, total / S)
+        tl.store(largest_ptr + bh * D + column, largest)
+
+
+@triton.jit
+def _output_kernel(
+    q_ptr, state_ptr, key_sum_ptr, out_ptr, q_b, q_l, q_h, L, H, ROWS: tl.constexpr, D: tl.constexpr
+):  # fmt: skip
+    """Grid (ceil(L / ROWS), B * H); the output is contiguous [B, L, H, D]."""
+    start = tl.program_id(0) * ROWS
+    bh = tl.program_id(1)
+    b = (bh // H).to(tl.int64)
+    h = bh % H
+    row = tl.arange(0, ROWS)[:, None]
+    mask = start + row < L
+    q_ptrs = q_ptr + b * q_b + h.to(tl.int64) * q_h + start.to(tl.int64) * q_l + row * q_l
+    acc = tl.zeros([ROWS, D], tl.float32)
+    acc = add_linear(acc, q_ptrs, mask, state_ptr + bh * D * D, key_sum_ptr + bh * D, D)
+    out_ptrs = out_ptr + ((b * L + start) * H + h) * D + row * (H * D) + tl.arange(0, D)[None, :]
+    tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def key_state(k_BSHD: Tensor, v_BSHD: Tensor, block_k: int, proj_weight_DD: Tensor | None = None) -> KeyState:
+    """One pass over k and v. The state is times proj_l's transpose if its weight is given."""
+    B, S, H, D = k_BSHD.shape
+    check_sizes("linear_attention", D, 128, block_k)
+    blocks = -(-S // block_k)
+    blocks_each = -(-blocks // max(1, PROGRAMS // (B * H)))
+    parts = -(-blocks // blocks_each)
+    new = {"dtype": torch.float32, "device": k_BSHD.device}
+    part = torch.empty(parts, B, H, D, D, **new)
+    vectors = torch.empty(parts, B, H, 3, D, **new)
+    pooled = torch.empty(B, H, blocks, D, **new)
+    _key_kernel[(parts, B * H)](
+        describe(k_BSHD, block_k), describe(v_BSHD, block_k), part, vectors, pooled, S, H, blocks, blocks_each,
+        BLOCK=block_k, D=D, num_warps=8,
+    )  # fmt: skip
+    state = torch.empty(B, H, D, D, dtype=k_BSHD.dtype, device=k_BSHD.device)
+    key_sum, mean, largest = (torch.empty(B, H, D, **new) for _ in range(3))
+    project = proj_weight_DD is not None
+    weight = proj_weight_DD.float().contiguous() if project else None
+    _reduce_kernel[(B * H, D // _SLICE.value)](
+        part, vectors, weight, state, key_sum, mean, largest, parts, S, D=D, PROJECT=project
+    )
+    return KeyState(state, key_sum, mean, largest, pooled)
+
+
+def linear_forward(q_BLHD: Tensor, state: KeyState) -> Tensor:
+    """phi(q) state / (1e-5 + phi(q) . key_sum): [B, L, H, D] in q's dtype."""
+    B, L, H, D = q_BLHD.shape
+    q = described(q_BLHD)
+    out = torch.empty(B, L, H, D, dtype=q.dtype, device=q.device)
+    rows = 64
+    _output_kernel[(-(-L // rows), B * H)](
+        q, state.state_BHDE, state.key_sum_BHD, out, *q.stride()[:3], L, H, ROWS=rows, D=D
+    )
+    return out
