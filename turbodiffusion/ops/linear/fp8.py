@@ -5,7 +5,7 @@ One scale per token and one per output feature, which an fp8 tensor core can app
 
 from torch import Tensor
 
-from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, choose
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_triton, choose
 from turbodiffusion.ops.linear.call import as_rows, check_scale, multiply_rows, with_bias
 from turbodiffusion.ops.rounding import FP8, to_fp8
 
@@ -28,9 +28,17 @@ def fp8_row_linear(
     """
     x_MK = as_rows("fp8_row_linear", x, weight_OK, bias, FP8)
     check_scale("fp8_row_linear", scale, weight_OK.shape[:1])
-    y_MO = choose("fp8_row_linear", impl, {"reference": _reference})(x_MK, weight_OK, scale)
-    return with_bias(y_MO, x, bias)
+    function = choose("fp8_row_linear", impl, {"reference": _reference, "triton": _triton})
+    return function(x_MK, weight_OK, scale, bias).reshape(*x.shape[:-1], weight_OK.shape[0])
 
 
-def _reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor) -> Tensor:
-    return multiply_rows(*quantize_fp8_row(x_MK), weight_OK, scale_O)
+def _reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    return with_bias(multiply_rows(*quantize_fp8_row(x_MK), weight_OK, scale_O), x_MK, bias_O)
+
+
+def _triton(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    check_triton("fp8_row_linear", x=x_MK)
+    from turbodiffusion.ops.linear.gemm_triton import gemm
+    from turbodiffusion.ops.linear.quantize_triton import quantize_rows
+
+    return gemm(*quantize_rows(x_MK, FP8), weight_OK, scale_O, bias_O, dtype=x_MK.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, choose
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_triton, choose
 from turbodiffusion.ops.linear.call import as_rows, check_scale, multiply_rows, with_bias
 from turbodiffusion.ops.rounding import SMALLEST_AMAX, to_int8
 
@@ -58,8 +58,8 @@ def int8_block_linear(
     """
     x_MK = as_rows("int8_block_linear", x, weight_OK, bias, torch.int8)
     check_scale("int8_block_linear", scale, _block_counts(weight_OK))
-    y_MO = choose("int8_block_linear", impl, {"reference": _block_reference})(x_MK, weight_OK, scale)
-    return with_bias(y_MO, x, bias)
+    function = choose("int8_block_linear", impl, {"reference": _block_reference, "triton": _block_triton})
+    return function(x_MK, weight_OK, scale, bias).reshape(*x.shape[:-1], weight_OK.shape[0])
 
 
 def int8_row_linear(
@@ -68,8 +68,8 @@ def int8_row_linear(
     """As `int8_block_linear`, with one scale per row of the weight (scale [O]) and one per token."""
     x_MK = as_rows("int8_row_linear", x, weight_OK, bias, torch.int8)
     check_scale("int8_row_linear", scale, weight_OK.shape[:1])
-    y_MO = choose("int8_row_linear", impl, {"reference": _row_reference})(x_MK, weight_OK, scale)
-    return with_bias(y_MO, x, bias)
+    function = choose("int8_row_linear", impl, {"reference": _row_reference, "triton": _row_triton})
+    return function(x_MK, weight_OK, scale, bias).reshape(*x.shape[:-1], weight_OK.shape[0])
 
 
 def _block_counts(x_NK: Tensor) -> tuple[int, int]:
@@ -77,15 +77,32 @@ def _block_counts(x_NK: Tensor) -> tuple[int, int]:
     return -(-rows // BLOCK), -(-columns // BLOCK)
 
 
-def _block_reference(x_MK: Tensor, weight_OK: Tensor, scale: Tensor) -> Tensor:
+def _block_reference(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Tensor | None) -> Tensor:
     """One float32 product of the dequantized matrices.
 
     A kernel sums 128 integer products exactly, scales the sum and adds it up in float32. The scales are constant within
     such a sum, so scaling the factors beforehand gives the same number up to float32 rounding, at the speed of one
     matrix product.
     """
-    return dequantize_int8_block(*quantize_int8_block(x_MK)) @ dequantize_int8_block(weight_OK, scale).T
+    y_MO = dequantize_int8_block(*quantize_int8_block(x_MK)) @ dequantize_int8_block(weight_OK, scale).T
+    return with_bias(y_MO, x_MK, bias_O)
 
 
-def _row_reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor) -> Tensor:
-    return multiply_rows(*quantize_int8_row(x_MK), weight_OK, scale_O)
+def _block_triton(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Tensor | None) -> Tensor:
+    check_triton("int8_block_linear", x=x_MK)
+    from turbodiffusion.ops.linear.gemm_triton import gemm
+    from turbodiffusion.ops.linear.quantize_triton import quantize_blocks
+
+    return gemm(*quantize_blocks(x_MK), weight_OK, scale, bias_O, dtype=x_MK.dtype)
+
+
+def _row_reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    return with_bias(multiply_rows(*quantize_int8_row(x_MK), weight_OK, scale_O), x_MK, bias_O)
+
+
+def _row_triton(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
+    check_triton("int8_row_linear", x=x_MK)
+    from turbodiffusion.ops.linear.gemm_triton import gemm
+    from turbodiffusion.ops.linear.quantize_triton import quantize_rows
+
+    return gemm(*quantize_rows(x_MK, torch.int8), weight_OK, scale_O, bias_O, dtype=x_MK.dtype)

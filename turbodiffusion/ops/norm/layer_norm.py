@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, choose
+from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, choose
 
 
 def modulated_layer_norm(
@@ -17,7 +17,8 @@ def modulated_layer_norm(
     check_layout("modulated_layer_norm", x_BLM=x_BLM, shift_BM=shift_BM, scale_BM=scale_BM)
     check_dtype("modulated_layer_norm", FLOATS, x_BLM=x_BLM)
     check_dtype("modulated_layer_norm", FLOATS, shift_BM=shift_BM, scale_BM=scale_BM)
-    return choose("modulated_layer_norm", impl, {"reference": _reference})(x_BLM, shift_BM, scale_BM, eps)
+    function = choose("modulated_layer_norm", impl, {"reference": _reference, "triton": _triton})
+    return function(x_BLM, shift_BM, scale_BM, eps)
 
 
 def _reference(x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float) -> Tensor:
@@ -25,3 +26,10 @@ def _reference(x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float) ->
     normed = layer_norm(x_BLM.to(dtype), x_BLM.shape[-1:], eps=eps)
     shift, scale = shift_BM.to(dtype)[:, None], scale_BM.to(dtype)[:, None]
     return (normed * (1 + scale) + shift).to(x_BLM.dtype)
+
+
+def _triton(x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float) -> Tensor:
+    check_triton("modulated_layer_norm", x_BLM=x_BLM, shift_BM=shift_BM, scale_BM=scale_BM)
+    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+
+    return row_norm(x_BLM, scale_BM, shift_BM, eps, centre=True, one_plus=True, dtype=x_BLM.dtype)[0]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, choose
+from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_triton, choose
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, impl: str = "reference") -> Tensor:
@@ -16,10 +16,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, impl: str = "reference") 
         raise ValueError(f"rms_norm: weight must be [M] for x [..., M], got {list(weight.shape)} for {list(x.shape)}")
     check_dtype("rms_norm", FLOATS, x=x)
     check_dtype("rms_norm", FLOATS, weight=weight)
-    return choose("rms_norm", impl, {"reference": _reference})(x, weight, eps)
+    return choose("rms_norm", impl, {"reference": _reference, "triton": _triton})(x, weight, eps)
 
 
 def _reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.to(at_least_float32(x.dtype))
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (normed * weight.to(wide.dtype)).to(x.dtype)
+
+
+def _triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    check_triton("rms_norm", x=x, weight=weight)
+    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+
+    rows_1LM = x.reshape(1, -1, x.shape[-1])
+    return row_norm(rows_1LM, weight, None, eps, centre=False, one_plus=False, dtype=x.dtype)[0].reshape(x.shape)

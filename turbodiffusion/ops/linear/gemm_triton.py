@@ -1,0 +1,265 @@
+"""Products of 8-bit matrices in Triton: x [M, K] times weight [N, K], float32 scales, what follows fused.
+
+    y = residual + gate * gelu(x8 w8^T * scales + bias)          each of bias, gelu, gate and residual may be left out
+
+One kernel for three formats. With row scales (int8 or fp8 e4m3) the sum over K is whole before it is scaled; with the
+published 128 x 128 int8 blocks each sum of 128 products is scaled by its two blocks and added up in float32. Sums of
+int8 products are exact in int32; fp8 ones have the precision of the GPU's tensor cores (on Hopper about 14 bits).
+
+Programs stay resident and take tiles in turn, in groups of rows that share their columns of the weight in the L2
+cache. On Hopper and later tiles travel by tensor memory access (TMA), before by masked loads. Ragged M is masked, by
+the hardware or by hand; N and K must be multiples of 16, which 16-byte rows of TMA need.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from turbodiffusion.ops.rounding_triton import gelu_tanh
+
+BLOCK = 128
+# 127 * 127 * K must stay below 2^31. The sums of longer rows could wrap around.
+MAX_FEATURES = 131072
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a product is cut: tile sides, tiles in flight (stages), rows of tiles a group, and the means of transport."""
+
+    m: int = 128
+    n: int = 128
+    k: int = 128
+    stages: int = 4
+    warps: int = 8
+    group: int = 8
+    tma: bool = True
+    specialize: bool = False  # some warps only load: Triton's automatic warp specialization
+    programs: int = 1  # resident on each multiprocessor
+
+
+# What benchmarks/ops.py --tune tries on a GPU with TMA; block scales take those with sides of at most 128.
+TUNING = (
+    Config(n=256, stages=4),
+    Config(n=256, stages=3),
+    Config(n=256, stages=4, group=16),
+    Config(n=256, stages=4, k=64),
+    Config(n=256, stages=3, specialize=True),
+    Config(m=256, stages=4),
+    Config(m=256, stages=3, specialize=True),
+    Config(stages=4),
+    Config(stages=4, specialize=True),
+    Config(stages=3, programs=2),
+    Config(stages=3, warps=4, programs=2),
+    Config(n=64, stages=3, warps=4, programs=2),
+)
+
+
+@triton.jit
+def _place(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Row and column of a tile: down GROUP rows, then one column to the right."""
+    in_group = GROUP * tiles_n
+    first = tile // in_group * GROUP
+    rows = tl.minimum(tiles_m - first, GROUP)
+    return first + tile % in_group % rows, tile % in_group // rows
+
+
+@triton.jit
+def _load(x, row, column, rows, columns, stride, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TMA: tl.constexpr):
+    """A tile of a row-major matrix, zeros outside."""
+    if TMA:
+        return x.load([row, column])
+    else:
+        i = (row + tl.arange(0, HEIGHT)).to(tl.int64)[:, None]
+        j = (column + tl.arange(0, WIDTH))[None, :]
+        return tl.load(x + i * stride + j, mask=(i < rows) & (j < columns), other=0.0)
+
+
+@triton.jit
+def _finish(
+    total, m, n, y, x_scale, w_scale, bias, gate, residual, M, N, rows_per_gate, y_stride, residual_stride,
+    BY_BLOCK: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
+    ONE_GATE: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """From the sum to the output, for a tile at row m and column n."""
+    rows, columns = m + tl.arange(0, HEIGHT), n + tl.arange(0, WIDTH)
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    result = total.to(tl.float32)
+    if not BY_BLOCK:
+        result *= tl.load(x_scale + rows, mask=rows < M, other=0.0)[:, None]
+        result *= tl.load(w_scale + columns, mask=columns < N, other=0.0)[None, :]
+    if BIAS:
+        result += tl.load(bias + columns, mask=columns < N, other=0.0).to(tl.float32)[None, :]
+    if GELU:
+        result = gelu_tanh(result)
+    if GATE:
+        if ONE_GATE:
+            result *= tl.load(gate + columns, mask=columns < N, other=0.0)[None, :]
+        else:
+            result *= tl.load(gate + (rows // rows_per_gate)[:, None] * N + columns[None, :], mask=inside, other=0.0)
+    if RESIDUAL:
+        result += _load(residual, m, n, M, N, residual_stride, HEIGHT, WIDTH, TMA).to(tl.float32)
+    if TMA:
+        y.store([m, n], result.to(y.dtype))
+    else:
+        places = y + rows.to(tl.int64)[:, None] * y_stride + columns[None, :]
+        tl.store(places, result.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gemm(
+    x, w, y, x_scale, w_scale, bias, gate, residual,
+    M, N, K, rows_per_gate, x_stride, w_stride, y_stride, residual_stride,
+    BY_BLOCK: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, GATE: tl.constexpr, RESIDUAL: tl.constexpr,
+    ONE_GATE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, HALF: tl.constexpr,
+    GROUP: tl.constexpr, TMA: tl.constexpr, SPECIALIZE: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    tiles_m, tiles_n = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    steps = tl.cdiv(K, BK)
+    for tile in tl.range(
+        tl.program_id(0),
+        tiles_m * tiles_n,
+        tl.num_programs(0),
+        flatten=TMA and not SPECIALIZE and not BY_BLOCK,
+        warp_specialize=SPECIALIZE,
+    ):
+        tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP)
+        m, n = tile_m * BM, tile_n * BN
+        if BY_BLOCK:
+            total = tl.zeros((BM, BN), tl.float32)
+        else:
+            total = tl.zeros((BM, BN), SUM)
+        for step in range(steps):
+            k = step * BK
+            left = _load(x, m, k, M, K, x_stride, BM, BK, TMA)
+            right = _load(w, n, k, N, K, w_stride, BN, BK, TMA)
+            if BY_BLOCK:
+                scale = tl.load(x_scale + m // BLOCK * steps + step) * tl.load(w_scale + n // BLOCK * steps + step)
+                total += tl.dot(left, right.T, out_dtype=SUM).to(tl.float32) * scale
+            else:
+                total = tl.dot(left, right.T, total, out_dtype=SUM)
+        # Half a tile at a time: what comes in and goes out beside the sum leaves shared memory for another stage.
+        left_half, right_half = tl.split(total.reshape((BM, 2, HALF)).permute((0, 2, 1)))
+        for half in tl.static_range(2):
+            _finish(
+                left_half if half == 0 else right_half, m, n + half * HALF,
+                y, x_scale, w_scale, bias, gate, residual, M, N, rows_per_gate, y_stride, residual_stride,
+                BY_BLOCK, BIAS, GELU, GATE, RESIDUAL, ONE_GATE, BM, HALF, TMA,
+            )  # fmt: skip
+
+
+def gemm(
+    x_MK: Tensor,
+    x_scale: Tensor,
+    weight_NK: Tensor,
+    w_scale: Tensor,
+    bias_N: Tensor | None = None,
+    *,
+    dtype: torch.dtype,
+    gelu: bool = False,
+    gate_BN: Tensor | None = None,
+    residual_MN: Tensor | None = None,
+    config: Config | None = None,
+) -> Tensor:
+    """[M, N] in `dtype` of 8-bit x and weight, both int8 or both float8_e4m3fn.
+
+    Scales are float32: x_scale [M] and w_scale [N], or for int8 blocks [ceil(M / 128), ceil(K / 128)] and
+    [ceil(N / 128), ceil(K / 128)]. gate_BN is float32, one row for M / B consecutive rows of x.
+    Raises ValueError for N or K that are no multiple of 16, K over 131072, and fp8 on a GPU older than Ada.
+    """
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    _check(x_MK, N, K)
+    y = x_MK.new_empty((M, N), dtype=dtype)
+    if M == 0:
+        return y
+    by_block = x_scale.ndim == 2
+    config = config or default_config(x_MK.device, M, N, by_block=by_block, residual=residual_MN is not None)
+    if by_block and (config.k != BLOCK or max(config.m, config.n) > BLOCK):
+        raise ValueError(f"gemm: block scales need tiles of at most {BLOCK} and k={BLOCK}, got {config}")
+    x_MK, weight_NK = _aligned(x_MK), _aligned(weight_NK)
+    residual_MN = None if residual_MN is None else _aligned(residual_MN)
+    gate_BN = None if gate_BN is None else gate_BN.contiguous()
+    tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
+
+    def tiled(x: Tensor | None, height: int, width: int) -> Tensor | TensorDescriptor | None:
+        return TensorDescriptor.from_tensor(x, [height, width]) if config.tma and x is not None else x
+
+    _gemm[(min(tiles, config.programs * multiprocessors(x_MK.device)),)](
+        tiled(x_MK, config.m, config.k),
+        tiled(weight_NK, config.n, config.k),
+        tiled(y, config.m, config.n // 2),
+        x_scale.contiguous(),
+        w_scale.contiguous(),
+        None if bias_N is None else bias_N.contiguous(),
+        gate_BN,
+        tiled(residual_MN, config.m, config.n // 2),
+        M,
+        N,
+        K,
+        1 if gate_BN is None else M // gate_BN.shape[0],
+        x_MK.stride(0),
+        weight_NK.stride(0),
+        y.stride(0),
+        0 if residual_MN is None else residual_MN.stride(0),
+        BY_BLOCK=by_block,
+        BIAS=bias_N is not None,
+        GELU=gelu,
+        GATE=gate_BN is not None,
+        RESIDUAL=residual_MN is not None,
+        ONE_GATE=gate_BN is not None and gate_BN.shape[0] == 1,
+        BM=config.m,
+        BN=config.n,
+        BK=config.k,
+        HALF=config.n // 2,
+        GROUP=config.group,
+        TMA=config.tma,
+        SPECIALIZE=config.specialize,
+        SUM=tl.int32 if x_MK.dtype == torch.int8 else tl.float32,
+        BLOCK=BLOCK,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+    return y
+
+
+def default_config(device: torch.device, M: int, N: int, *, by_block: bool, residual: bool) -> Config:
+    """A first guess by the GPU's family: Hopper and datacenter Blackwell have the shared memory for wide tiles."""
+    major = capability(device)[0]
+    if major < 9:
+        return Config(k=BLOCK if by_block else 64, stages=3, tma=False)
+    if major > 10:  # consumer Blackwell: 99 KB of shared memory
+        return Config(stages=2) if by_block else Config(k=64, stages=3)
+    wide_tiles = -(-M // 128) * -(-N // 256)
+    if by_block or wide_tiles < multiprocessors(device):
+        return Config()
+    return Config(n=256, stages=3 if residual else 4)  # a fourth stage has no room beside the residual
+
+
+@lru_cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """Of the GPU; the interpreter, on a CPU, takes what any GPU takes."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 9)
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def _check(x_MK: Tensor, N: int, K: int) -> None:
+    if N % 16 or K % 16:
+        raise ValueError(f"gemm: impl 'triton' needs N and K to be multiples of 16, got {N} and {K}; use 'reference'")
+    if not 0 < K <= MAX_FEATURES:
+        raise ValueError(f"gemm: impl 'triton' sums 1 to {MAX_FEATURES} int8 products exactly, got K={K}")
+    if x_MK.dtype != torch.int8 and capability(x_MK.device) < (8, 9):
+        raise ValueError("gemm: fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); int8 runs on this one")
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """x where its rows are dense and start at multiples of 16 bytes, as TMA reads them, else a copy."""
+    dense = x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
+    return x if dense else x.clone(memory_format=torch.contiguous_format)
