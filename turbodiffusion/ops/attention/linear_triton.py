@@ -9,6 +9,7 @@ also takes the means of k's blocks and of all of k (for the choice of blocks and
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -132,20 +133,17 @@ def key_state(k_BSHD: Tensor, v_BSHD: Tensor, block_k: int, proj_weight_DD: Tens
     blocks = -(-S // block_k)
     blocks_each = -(-blocks // max(1, PROGRAMS // (B * H)))
     parts = -(-blocks // blocks_each)
-    new = {"dtype": torch.float32, "device": k_BSHD.device}
-    part = torch.empty(parts, B, H, D, D, **new)
-    vectors = torch.empty(parts, B, H, 3, D, **new)
-    pooled = torch.empty(B, H, blocks, D, **new)
+    new = partial(torch.empty, dtype=torch.float32, device=k_BSHD.device)
+    part, vectors, pooled = new(parts, B, H, D, D), new(parts, B, H, 3, D), new(B, H, blocks, D)
     _key_kernel[(parts, B * H)](
         describe(k_BSHD, block_k), describe(v_BSHD, block_k), part, vectors, pooled, S, H, blocks, blocks_each,
         BLOCK=block_k, D=D, num_warps=8,
     )  # fmt: skip
     state = torch.empty(B, H, D, D, dtype=k_BSHD.dtype, device=k_BSHD.device)
-    key_sum, mean, largest = (torch.empty(B, H, D, **new) for _ in range(3))
-    project = proj_weight_DD is not None
-    weight = proj_weight_DD.float().contiguous() if project else None
+    key_sum, mean, largest = new(B, H, D), new(B, H, D), new(B, H, D)
+    weight = None if proj_weight_DD is None else proj_weight_DD.float().contiguous()
     _reduce_kernel[(B * H, D // _SLICE.value)](
-        part, vectors, weight, state, key_sum, mean, largest, parts, S, D=D, PROJECT=project
+        part, vectors, weight, state, key_sum, mean, largest, parts, S, D=D, PROJECT=weight is not None
     )
     return KeyState(state, key_sum, mean, largest, pooled)
 

@@ -1,0 +1,93 @@
+"""8-bit attention by kernels: on a GPU if there is one, else in Triton's interpreter (conftest.py)."""
+
+import pytest
+import torch
+from inputs import attention_inputs, relative_l2, strided
+
+from turbodiffusion.ops.attention.dense import dense_attention
+from turbodiffusion.ops.attention.linear_triton import key_state
+from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, pack
+from turbodiffusion.ops.attention.sage import quantize
+from turbodiffusion.ops.attention.sage import sage_attention as reference
+from turbodiffusion.ops.attention.sage_triton import attend_packed, sage_attention, sage_sparse_attention
+from turbodiffusion.ops.attention.sagesla import sage_sparse_attention as sparse_reference
+from turbodiffusion.ops.attention.sla import block_map, sparse_attention
+from turbodiffusion.ops.attention.sparse_triton import Launch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+# The bounds of the evaluation plan: against float32, and against the error of the emulation in PyTorch.
+BOUND = {"int8": 0.045, "fp8": 0.06}
+OF_THE_EMULATION = 1.1
+
+
+@pytest.mark.parametrize("qk", ["int8", "fp8"])
+@pytest.mark.parametrize(("tokens", "block_q", "block_k"), [(65, 128, 64), (130, 64, 128)])
+def test_values_scales_and_order_are_the_references(tokens, block_q, block_k, qk, poisoned):
+    q, k, v = attention_inputs(tokens, 64, device=DEVICE)
+    q, k, v = strided(q), strided(k), strided(v)
+    packed, pooled = pack(q, k, v, key_state(k, v, block_k), block_q, block_k, qk)
+    x = quantize(q, k, v, block_q, block_k, qk)
+    scales = packed.scales
+    for scale, expected in (
+        (scales.q_BHN, x.q_scale_BHN),
+        (scales.k_BHN, x.k_scale_BHN),
+        (scales.v_BHD, x.v_scale_BHD),
+    ):
+        torch.testing.assert_close(scale, expected, rtol=1e-5, atol=0)  # k's mean is a sum in another order
+    order = torch.tensor(KEY_ORDER, device=DEVICE)
+    keys = (torch.arange(block_k, device=DEVICE) // 16 * 16).add(order.repeat(block_k // 16))
+    unpermuted = torch.empty_like(packed.v.float())
+    unpermuted[..., keys] = packed.v.float()
+    for actual, expected in (
+        (packed.q, x.q_BLHD),
+        (packed.k, x.k_BSHD),
+        (unpermuted.mT, x.v_BSHD),
+    ):
+        rows = actual.float().flatten(2, 3).transpose(1, 2)
+        assert (rows[:, tokens:] == 0).all()
+        # A value on the edge between two levels may fall either way, and no further: a level of int8 or of fp8.
+        close = torch.isclose(rows[:, :tokens], expected.float(), rtol=0.13, atol=1)
+        assert close.all()
+        assert (rows[:, :tokens] == expected.float()).float().mean() > 0.99
+    torch.testing.assert_close(pooled[:, :, 0], q[:, :block_q].mean(1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("qk", ["int8", "fp8"])
+@pytest.mark.parametrize(
+    ("tokens", "keys", "head_dim", "block_k"), [(1, 1, 64, 64), (65, 130, 128, 64), (150, 300, 64, 128)]
+)
+def test_dense_is_as_exact_as_its_emulation(tokens, keys, head_dim, block_k, qk, poisoned):
+    q, k, v = attention_inputs(tokens, head_dim, keys=keys, device=DEVICE)
+    exact = dense_attention(q, k, v, impl="reference")
+    error = relative_l2(sage_attention(q, k, v, 128, block_k, qk), exact)
+    assert error < BOUND[qk]
+    assert error <= OF_THE_EMULATION * relative_l2(reference(q, k, v, block_k=block_k, qk=qk), exact) + 1e-6
+
+
+@pytest.mark.parametrize("launch", [Launch(), Launch(rows=64, exact_sums=False)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sparse_is_as_exact_as_its_emulation(dtype, launch, poisoned):
+    q, k, v = attention_inputs(300, 64, dtype=dtype, device=DEVICE)
+    kept = block_map(q, k, topk=0.6)
+    exact = sparse_attention(*(x.double() for x in (q, k, v)), kept)
+    out = sage_sparse_attention(q, k, v, kept, 128, 64, "int8", launch)
+    assert out.dtype == dtype
+    error = relative_l2(out, exact)
+    assert error < BOUND["int8"]
+    assert error <= OF_THE_EMULATION * relative_l2(sparse_reference(q, k, v, kept), exact)
+
+
+def test_only_kept_blocks_are_read(poisoned):
+    """What is not kept still has its part in the scales of v, so it is made large there and not NaN."""
+    q, k, v = attention_inputs(200, 64, heads=1, device=DEVICE)
+    kept = torch.tensor([[[[1], [3]]]], dtype=torch.int32, device=DEVICE).reshape(1, 1, 2, 1)
+    packed, _ = pack(q, k, v, key_state(k, v, 64), 128, 64, "int8")
+    expected = sage_sparse_attention(q, k, v, kept, 128, 64, "int8")
+    packed.k[:, :, 0], packed.k[:, :, 2] = 127, -127
+    assert torch.equal(attend_packed(packed, kept, q.shape, 200, q.dtype), expected)
+
+
+def test_a_single_key_returns_its_value(poisoned):
+    q, k, v = attention_inputs(5, 64, keys=1, device=DEVICE)
+    torch.testing.assert_close(sage_attention(q, k, v, 128, 64, "int8"), v.expand_as(q), rtol=1e-6, atol=0)

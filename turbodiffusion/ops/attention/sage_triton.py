@@ -1,0 +1,61 @@
+"""SageAttention and SageSLA's sparse part in Triton: `sparse_triton.py`'s kernel over `quantize_triton.py`'s inputs.
+
+The probabilities are rounded to fp8 relative to the maximum so far, not to the final one: the same relative precision.
+fp8 needs Ada, Hopper or later; on other GPUs the compiler refuses the kernel.
+"""
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from turbodiffusion.ops.attention.linear_triton import key_state
+from turbodiffusion.ops.attention.quantize_triton import Packed, pack
+from turbodiffusion.ops.attention.sparse_triton import Launch, LinearTerm, check_sizes, launch_forward
+
+
+def attend_packed(
+    packed: Packed,
+    map_BHNK: Tensor | None,
+    shape: torch.Size,
+    keys: int,
+    dtype: torch.dtype,
+    *,
+    linear: LinearTerm | None = None,
+    launch: Launch | None = None,
+) -> Tensor:
+    """Attention in 8 bits over the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
+    block_q, block_k, D = packed.q.shape[3], packed.k.shape[3], shape[3]
+    launch = launch or Launch()
+    q, v = packed.q.flatten(0, 3), packed.v.flatten(0, 1)
+    k = packed.k.flatten(2, 3).transpose(1, 2)
+    out = torch.empty(shape, dtype=dtype, device=packed.q.device)
+    launch_forward(
+        TensorDescriptor(q, list(q.shape), list(q.stride()), [min(launch.rows, block_q), D]),
+        TensorDescriptor(k, list(k.shape), list(k.stride()), [1, block_k, 1, D]),
+        TensorDescriptor(v, list(v.shape), list(v.stride()), [1, 1, D, block_k]),
+        map_BHNK, out, None, keys, block_q, block_k, packed.scales, linear, launch,
+    )  # fmt: skip
+    return out
+
+
+def sage_attention(
+    q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str, launch: Launch | None = None
+) -> Tensor:
+    """`sage.sage_attention`."""
+    return sage_sparse_attention(q_BLHD, k_BSHD, v_BSHD, None, block_q, block_k, qk, launch)
+
+
+def sage_sparse_attention(
+    q_BLHD: Tensor,
+    k_BSHD: Tensor,
+    v_BSHD: Tensor,
+    map_BHNK: Tensor | None,
+    block_q: int,
+    block_k: int,
+    qk: str,
+    launch: Launch | None = None,
+) -> Tensor:
+    """`sagesla.sage_sparse_attention`; dense without a map."""
+    check_sizes("sage_attention", q_BLHD.shape[-1], block_q, block_k)
+    packed, _ = pack(q_BLHD, k_BSHD, v_BSHD, key_state(k_BSHD, v_BSHD, block_k), block_q, block_k, qk)
+    return attend_packed(packed, map_BHNK, q_BLHD.shape, k_BSHD.shape[1], q_BLHD.dtype, launch=launch)
