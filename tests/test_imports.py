@@ -9,6 +9,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def layers() -> list[set[str]]:
 
 def imports(module: str, source: str, known: Mapping[str, str], *, top: bool = False) -> Iterator[str]:
     """Full names of the modules that `source` imports, ours and foreign; with `top` what importing it runs at once."""
-    for node in statements(ast.parse(source), top):
+    for node in statements(tree(source), top):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -62,6 +63,11 @@ def imports(module: str, source: str, known: Mapping[str, str], *, top: bool = F
                 inner = f"{node.module}.{alias.name}"
                 if inner != f"{PACKAGE}.__version__":
                     yield inner if inner in known else node.module
+
+
+@cache
+def tree(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def statements(node: ast.AST, top: bool) -> Iterator[ast.AST]:
