@@ -353,37 +353,37 @@ def _check_size(variant: Variant, model: DemoModel, probe: Probe) -> None:
         )
 
 
-# ---- commands (training/commands.py gives them their options) ----
+# ---- commands: training/commands.py gives them their options ----
 
 
 def train_probe_command(
-    run: Path,
-    atlas: Path,
-    *,
-    steps: int | None = None,
-    minutes: float | None = 2.5,
-    lr: float = 2e-3,
+    folder: Path = Path("runs/probe"),
+    atlas: Path = Path(".cache/demo-world/atlas.npz"),
     vae_run: Path | None = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    lr: float = 2e-3,
 ) -> None:
-    """Train the judge; writes RUN/probe.safetensors and prints its accuracy on fresh renders.
+    """Train the judge; writes FOLDER/probe.safetensors and prints its accuracy on fresh renders.
 
-    vae_run: folder of a VAE's run; a quarter of the clips then go through that VAE.
+    Without steps the run fits into `minutes`, by default 2.5. vae_run: folder of a VAE's run; a quarter of the clips
+    then go through that VAE.
     """
     device = prepare()
     world = demo_world(atlas, device)
-    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=50, decay=1.0, weight_decay=0.05)
+    leg = 2.5 if steps is None and minutes is None else minutes
+    schedule = Schedule(lr=lr, steps=steps, minutes=leg, warmup=50, decay=1.0, weight_decay=0.05)
     vae = read_vae(vae_run, device) if vae_run else None
-    probe = train_probe(world, schedule, run, vae=vae)
-    rows, _ = probe_rows(probe, world, world.subjects, 2048)
+    probe = train_probe(world, schedule, folder, vae=vae)
+    rows, _ = probe_rows(probe, world, world.subjects, 4096)
     _show(rows)
 
 
 def evaluate_command(
-    variants: Sequence[str],
-    probe_path: Path,
-    atlas: Path,
-    output: Path,
-    *,
+    variants: list[str],
+    probe: Path = Path("runs/probe"),
+    atlas: Path = Path(".cache/demo-world/atlas.npz"),
+    output: Path = Path("benchmarks/results/demo.json"),
     prompts: int = 4096,
     batch: int = 64,
     cpu: bool = False,
@@ -392,17 +392,16 @@ def evaluate_command(
     """Judge variants (NAME=MODEL[,FIELD=VALUE...]) and write or renew their rows in a result file.
 
     cpu: measure only what the first variant costs on two CPU cores; its rows are demo.cpu.* for the teacher, else named
-    by the variant.
+    by the variant. compile: torch.compile the transformers, which costs a minute each and pays from 1,000 prompts on.
     """
     chosen = [parse_variant(text) for text in variants]
     if cpu:
-        prefix = "demo" if chosen[0].name == "teacher" else chosen[0].name
-        rows = cpu_rows(chosen[0], prefix)
+        rows = cpu_rows(chosen[0], "demo" if chosen[0].name == "teacher" else chosen[0].name)
     else:
         device = prepare()
-        probe = load_probe(probe_path, device)
-        world = World(atlas, device, size=probe.config.size, frames=probe.config.clip_frames)
-        rows = evaluate(world, probe, chosen, prompts=prompts, batch=batch, compile=compile)
+        judge = load_probe(probe, device)
+        world = World(atlas, device, size=judge.config.size, frames=judge.config.clip_frames)
+        rows = evaluate(world, judge, chosen, prompts=prompts, batch=batch, compile=compile)
     write_results(output, rows, command_line(), keep=True)
     _show(rows)
 

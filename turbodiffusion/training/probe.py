@@ -283,6 +283,8 @@ class ProbeBank:
         """Hold the clips that belong to `step`; renders only what is missing."""
         want = self.recipe.first + step * self.recipe.fresh
         self.end = max(self.end, want - self.recipe.size)
+        if want - self.end > 1000:
+            print(f"rendering {want - self.end} clips for the probe", flush=True)
         while self.end < want:
             last = min(want, self.end + chunk)
             clips = [self._factors(clip) for clip in range(self.end, last)]
