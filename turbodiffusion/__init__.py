@@ -1,4 +1,4 @@
-"""turbodiffusion: Wan video diffusion models, 100 to 200 times faster on one GPU."""
+"""turbodiffusion: the Wan video diffusion models, and everything that makes them fast."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
