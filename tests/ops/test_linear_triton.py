@@ -1,4 +1,4 @@
-"""The 8-bit products and roundings in Triton against their references: on a GPU where there is one, else interpreted."""
+"""The 8-bit products and roundings in Triton against their references: on a GPU, else interpreted."""
 
 import pytest
 import torch
@@ -210,5 +210,5 @@ def test_row_linear_refuses_what_does_not_agree(impl):
         call(residual=torch.zeros(5, 16, device=DEVICE))
     with pytest.raises(ValueError, match=r"residual must be one of torch.float32, got torch.bfloat16"):
         call(residual=torch.zeros(6, 16, device=DEVICE, dtype=torch.bfloat16))
-    with pytest.raises(ValueError, match="dtype must be torch.int8 or torch.float8_e4m3fn, got torch.uint8"):
+    with pytest.raises(ValueError, match=r"dtype must be torch.int8 or torch.float8_e4m3fn, got torch.uint8"):
         quantize_rows(x, torch.uint8, impl=impl)

@@ -98,7 +98,7 @@ def test_what_is_not_finite_stays_visible(op):
     x, a, b = tensors(5)
     for value in (torch.nan, torch.inf):
         x[0, 2, 7] = value
-        values, scale = QUANTIZED[op](x, a, b, torch.int8, impl="triton")
+        _, scale = QUANTIZED[op](x, a, b, torch.int8, impl="triton")
         assert not scale[0, 2].isfinite()
         assert scale[1].isfinite().all()
 
@@ -150,7 +150,7 @@ def test_refusals(impl):
     with pytest.raises(ValueError, match=r"blocks must hold at least one token, got \(0, 64\)"):
         norm_rope_qk(buffer, weight_q, weight_k, turns, 4, EPS, blocks=(0, 64), impl=impl)
     x, a, b = tensors(5)
-    with pytest.raises(ValueError, match="dtype must be torch.int8 or torch.float8_e4m3fn, got torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype must be torch.int8 or torch.float8_e4m3fn, got torch.bfloat16"):
         quantized_layer_norm(x, a[0], b[0], EPS, torch.bfloat16, impl=impl)
     with pytest.raises(ValueError, match=r"gate_BM must be \[B=2, M=96\], got \[96\]"):
         add_gated(x, x, a[0], impl=impl)
@@ -161,5 +161,5 @@ def test_kernels_refuse_a_gradient_and_float64(op):
     x, a, b = tensors(5)
     with pytest.raises(ValueError, match="impl 'triton': has no gradient, but x"):
         OPS[op](x.requires_grad_(), a, b, impl="triton")
-    with pytest.raises(ValueError, match="impl 'triton' computes in float32, x.* is float64"):
+    with pytest.raises(ValueError, match=r"impl 'triton' computes in float32, x.* is float64"):
         OPS[op](x.detach().double(), a.double(), b.double(), impl="triton")

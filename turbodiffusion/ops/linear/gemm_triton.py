@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turbodiffusion.ops.rounding_triton import gelu_tanh
@@ -177,66 +178,60 @@ def gemm(
     if M == 0:
         return y
     by_block = x_scale.ndim == 2
-    config = config or default_config(x_MK.device, M, N, by_block=by_block, residual=residual_MN is not None)
+    config = config or default_config(x_MK.device, M, N, dtype, by_block=by_block, residual=residual_MN is not None)
     if by_block and (config.k != BLOCK or max(config.m, config.n) > BLOCK):
         raise ValueError(f"gemm: block scales need tiles of at most {BLOCK} and k={BLOCK}, got {config}")
+    _launch(y, x_MK, x_scale, weight_NK, w_scale, bias_N, gate_BN, residual_MN, gelu, by_block, config)
+    return y
+
+
+def _launch(
+    y_MN: Tensor,
+    x_MK: Tensor,
+    x_scale: Tensor,
+    weight_NK: Tensor,
+    w_scale: Tensor,
+    bias_N: Tensor | None,
+    gate_BN: Tensor | None,
+    residual_MN: Tensor | None,
+    gelu: bool,
+    by_block: bool,
+    config: Config,
+) -> None:
+    (M, K), N, half = x_MK.shape, weight_NK.shape[0], config.n // 2
     x_MK, weight_NK = _aligned(x_MK), _aligned(weight_NK)
     residual_MN = None if residual_MN is None else _aligned(residual_MN)
-    gate_BN = None if gate_BN is None else gate_BN.contiguous()
-    tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
 
     def tiled(x: Tensor | None, height: int, width: int) -> Tensor | TensorDescriptor | None:
         return TensorDescriptor.from_tensor(x, [height, width]) if config.tma and x is not None else x
 
+    tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
     _gemm[(min(tiles, config.programs * multiprocessors(x_MK.device)),)](
-        tiled(x_MK, config.m, config.k),
-        tiled(weight_NK, config.n, config.k),
-        tiled(y, config.m, config.n // 2),
-        x_scale.contiguous(),
-        w_scale.contiguous(),
-        None if bias_N is None else bias_N.contiguous(),
-        gate_BN,
-        tiled(residual_MN, config.m, config.n // 2),
-        M,
-        N,
-        K,
-        1 if gate_BN is None else M // gate_BN.shape[0],
-        x_MK.stride(0),
-        weight_NK.stride(0),
-        y.stride(0),
-        0 if residual_MN is None else residual_MN.stride(0),
-        BY_BLOCK=by_block,
-        BIAS=bias_N is not None,
-        GELU=gelu,
-        GATE=gate_BN is not None,
-        RESIDUAL=residual_MN is not None,
-        ONE_GATE=gate_BN is not None and gate_BN.shape[0] == 1,
-        BM=config.m,
-        BN=config.n,
-        BK=config.k,
-        HALF=config.n // 2,
-        GROUP=config.group,
-        TMA=config.tma,
-        SPECIALIZE=config.specialize,
-        SUM=tl.int32 if x_MK.dtype == torch.int8 else tl.float32,
-        BLOCK=BLOCK,
-        num_warps=config.warps,
-        num_stages=config.stages,
-    )
-    return y
+        tiled(x_MK, config.m, config.k), tiled(weight_NK, config.n, config.k), tiled(y_MN, config.m, half),
+        x_scale.contiguous(), w_scale.contiguous(), None if bias_N is None else bias_N.contiguous(),
+        None if gate_BN is None else gate_BN.contiguous(), tiled(residual_MN, config.m, half),
+        M, N, K, 1 if gate_BN is None else M // gate_BN.shape[0],
+        x_MK.stride(0), weight_NK.stride(0), y_MN.stride(0), 0 if residual_MN is None else residual_MN.stride(0),
+        BY_BLOCK=by_block, BIAS=bias_N is not None, GELU=gelu, GATE=gate_BN is not None,
+        RESIDUAL=residual_MN is not None, ONE_GATE=gate_BN is not None and gate_BN.shape[0] == 1,
+        BM=config.m, BN=config.n, BK=config.k, HALF=half, GROUP=config.group, TMA=config.tma,
+        SPECIALIZE=config.specialize, SUM=tl.int32 if x_MK.dtype == torch.int8 else tl.float32, BLOCK=BLOCK,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
 
 
-def default_config(device: torch.device, M: int, N: int, *, by_block: bool, residual: bool) -> Config:
-    """A first guess by the GPU's family: Hopper and datacenter Blackwell have the shared memory for wide tiles."""
+def default_config(
+    device: torch.device, M: int, N: int, dtype: torch.dtype, *, by_block: bool, residual: bool
+) -> Config:
+    """A first guess: tiles by the GPU's family, then as many in flight as its shared memory holds, at most four."""
     major = capability(device)[0]
-    if major < 9:
-        return Config(k=BLOCK if by_block else 64, stages=3, tma=False)
-    if major > 10:  # consumer Blackwell: 99 KB of shared memory
-        return Config(stages=2) if by_block else Config(k=64, stages=3)
-    wide_tiles = -(-M // 128) * -(-N // 256)
-    if by_block or wide_tiles < multiprocessors(device):
-        return Config()
-    return Config(n=256, stages=3 if residual else 4)  # a fourth stage has no room beside the residual
+    tma, roomy = major >= 9, major in (9, 10)  # consumer Blackwell has TMA and 99 KB of shared memory
+    tiles = -(-M // 128) * -(-N // 256)
+    wide = roomy and not by_block and tiles >= multiprocessors(device)
+    n, k = 256 if wide else 128, BLOCK if by_block or roomy else 64
+    after = 128 * n // 2 * dtype.itemsize * (1 + residual) if tma else 0
+    stages = (shared_memory(device) - after - 2048) // ((128 + n) * k)
+    return Config(n=n, k=k, stages=max(1, min(stages, 4)), tma=tma)
 
 
 @lru_cache
@@ -248,6 +243,15 @@ def capability(device: torch.device) -> tuple[int, int]:
 @lru_cache
 def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+@lru_cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program can have."""
+    if device.type != "cuda":
+        return 101376
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def _check(x_MK: Tensor, N: int, K: int) -> None:
