@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.ops.attention.sla import heads_first, heads_last, kept_keys, take_rows
-from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, choose
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, check_triton, choose
 from turbodiffusion.ops.rounding import FP8, FP8_MAX, to_fp8, to_int8
 
 
@@ -51,7 +51,7 @@ def sage_attention(
     check_layout("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
     check_dtype("sage_attention", FLOATS, q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
     check_no_grad("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
-    attend = choose("sage_attention", impl, {"reference": _reference})
+    attend = choose("sage_attention", impl, {"reference": _reference, "triton": _triton})
     return attend(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
 
 
@@ -94,6 +94,13 @@ def _reference(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, blo
     tiles = kept_keys(all_blocks.expand(B, H, -(-L // block_q), -1), S, block_q, block_k)
     quantized = quantize(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
     return attend_quantized(quantized, tiles, block_q, block_k, q_BLHD.dtype)
+
+
+def _triton(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str) -> Tensor:
+    check_triton("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
+    from turbodiffusion.ops.attention import sage_triton  # imports triton, which not every machine has
+
+    return sage_triton.sage_attention(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
 
 
 def _by_block(x_BLHD: Tensor, block: int, qk: str) -> tuple[Tensor, Tensor]:

@@ -3,11 +3,21 @@
 The choice of blocks and the linear part are those of `sla.py`, the 8-bit arithmetic is that of `sage.py`.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from turbodiffusion.ops.attention.sage import attend_quantized, quantize
-from turbodiffusion.ops.attention.sla import block_map, check_sparse, kept_keys, projected_linear_attention
-from turbodiffusion.ops.contract import check_no_grad, choose
+from turbodiffusion.ops.attention.sla import (
+    block_map,
+    check_map,
+    check_sla,
+    check_sparse,
+    kept_keys,
+    projected_linear_attention,
+)
+from turbodiffusion.ops.contract import check_no_grad, check_triton, choose
 
 
 def sage_sparse_attention(
@@ -28,7 +38,7 @@ def sage_sparse_attention(
     """
     check_sparse("sage_sparse_attention", q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
     check_no_grad("sage_sparse_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
-    attend = choose("sage_sparse_attention", impl, {"reference": _reference})
+    attend = choose("sage_sparse_attention", impl, {"reference": _reference, "triton": _triton})
     return attend(q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k, qk)
 
 
@@ -49,9 +59,11 @@ def sagesla_attention(
 
     Raises ValueError as its parts do.
     """
-    kept = block_map(q_BLHD, k_BLHD, topk=topk, block_q=block_q, block_k=block_k, impl=impl)
-    sparse = sage_sparse_attention(q_BLHD, k_BLHD, v_BLHD, kept, block_q=block_q, block_k=block_k, qk=qk, impl=impl)
-    return sparse + projected_linear_attention(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, impl=impl)
+    check_sla("sagesla_attention", q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk)
+    check_no_grad("sagesla_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
+    implementations: dict[str, Callable[..., Tensor]] = {"reference": _whole_reference, "triton": _whole_triton}
+    attend = choose("sagesla_attention", impl, implementations)
+    return attend(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk, block_q, block_k, qk)
 
 
 def _reference(
@@ -60,3 +72,37 @@ def _reference(
     quantized = quantize(q_BLHD, k_BLHD, v_BLHD, block_q, block_k, qk)
     tiles = kept_keys(map_BHNK, k_BLHD.shape[1], block_q, block_k)
     return attend_quantized(quantized, tiles, block_q, block_k, q_BLHD.dtype)
+
+
+def _whole_reference(
+    q_BLHD: Tensor,
+    k_BLHD: Tensor,
+    v_BLHD: Tensor,
+    proj_weight_DD: Tensor,
+    proj_bias_D: Tensor,
+    topk: float,
+    block_q: int,
+    block_k: int,
+    qk: str,
+) -> Tensor:
+    kept = block_map(q_BLHD, k_BLHD, topk=topk, block_q=block_q, block_k=block_k)
+    sparse = sage_sparse_attention(q_BLHD, k_BLHD, v_BLHD, kept, block_q=block_q, block_k=block_k, qk=qk)
+    return sparse + projected_linear_attention(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D)
+
+
+# The kernels' modules import triton, which not every machine has: they are imported when they are chosen.
+
+
+def _triton(q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int, qk: str) -> Tensor:
+    check_triton("sage_sparse_attention", q_BLHD=q, k_BLHD=k, v_BLHD=v, map_BHNK=map_BHNK)
+    check_map(map_BHNK, -(-k.shape[1] // block_k))
+    from turbodiffusion.ops.attention import sage_triton
+
+    return sage_triton.sage_sparse_attention(q, k, v, map_BHNK, block_q, block_k, qk)
+
+
+def _whole_triton(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
+    check_triton("sagesla_attention", q_BLHD=q, k_BLHD=k, v_BLHD=v)
+    from turbodiffusion.ops.attention import sla_triton
+
+    return sla_triton.sagesla_attention(q, k, v, *others)

@@ -9,7 +9,7 @@ two terms is rounded to q's dtype. So float32 tensors give the exact result, and
 gives. L need not be a multiple of a block: the last blocks are shorter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, choose
+from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, choose
 
 # Keeps the linear term finite where phi(q) and the sum of phi(k) do not overlap.
 LINEAR_EPS = 1e-5
@@ -34,9 +34,10 @@ def block_map(
     """
     check_layout("block_map", q_BLHD=q_BLHD, k_BLHD=k_BLHD)
     check_dtype("block_map", FLOATS, q_BLHD=q_BLHD, k_BLHD=k_BLHD)
-    if not 0 < topk <= 1:
-        raise ValueError(f"block_map: topk must be above 0 and at most 1, got {topk}")
-    return choose("block_map", impl, {"reference": _map_reference})(q_BLHD, k_BLHD, topk, block_q, block_k)
+    _check_topk("block_map", topk)
+    return choose("block_map", impl, {"reference": _map_reference, "triton": _map_triton})(
+        q_BLHD, k_BLHD, topk, block_q, block_k
+    )
 
 
 def sparse_attention(
@@ -55,7 +56,7 @@ def sparse_attention(
     Raises ValueError for shapes or dtypes that do not agree and for a map that names no real block.
     """
     check_sparse("sparse_attention", q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
-    attend = choose("sparse_attention", impl, {"reference": _SparseAttention.apply})
+    attend = choose("sparse_attention", impl, {"reference": _SparseAttention.apply, "triton": _sparse_triton})
     return attend(q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
 
 
@@ -63,7 +64,8 @@ def linear_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, impl: st
     """phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k)), with phi the softmax over D: [B, L, H, D] in q's dtype."""
     check_layout("linear_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
     check_dtype("linear_attention", FLOATS, q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
-    return choose("linear_attention", impl, {"reference": _linear_reference})(q_BLHD, k_BLHD, v_BLHD)
+    attend = choose("linear_attention", impl, {"reference": _linear_reference, "triton": _linear_triton})
+    return attend(q_BLHD, k_BLHD, v_BLHD)
 
 
 def sla_attention(
@@ -80,13 +82,15 @@ def sla_attention(
 ) -> Tensor:
     """Sparse attention plus the projected linear attention, [B, L, H, D] in q's dtype.
 
-    `impl` names the implementation of all three parts. The projection's parameters are kept in float32 and take part in
-    the product in q's dtype. Gradients flow to q, k, v and the projection, not through the choice of blocks.
+    `impl` names the implementation of all three parts; "triton" fuses them where no gradient is asked for. The
+    projection's parameters are kept in float32 and take part in the product in q's dtype. Gradients flow to q, k, v and
+    the projection, not through the choice of blocks.
     Raises ValueError as its parts do.
     """
-    kept = block_map(q_BLHD, k_BLHD, topk=topk, block_q=block_q, block_k=block_k, impl=impl)
-    sparse = sparse_attention(q_BLHD, k_BLHD, v_BLHD, kept, block_q=block_q, block_k=block_k, impl=impl)
-    return sparse + projected_linear_attention(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, impl=impl)
+    check_sla("sla_attention", q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk)
+    implementations: dict[str, Callable[..., Tensor]] = {"reference": _sla_reference, "triton": _sla_triton}
+    attend = choose("sla_attention", impl, implementations)
+    return attend(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk, block_q, block_k)
 
 
 def projected_linear_attention(
@@ -173,6 +177,23 @@ def check_sparse(
         raise ValueError(f"{op}: map_BHNK must be {expected}, got {list(map_BHNK.shape)}")
 
 
+def check_sla(
+    op: str, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, proj_weight_DD: Tensor, proj_bias_D: Tensor, topk: float
+) -> None:
+    """Raise ValueError unless the tensors' shapes and dtypes agree and topk is a share."""
+    check_layout(
+        op, q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD, proj_weight_DD=proj_weight_DD, proj_bias_D=proj_bias_D
+    )
+    check_dtype(op, FLOATS, q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
+    _check_topk(op, topk)
+
+
+def check_map(map_BHNK: Tensor, blocks: int) -> None:
+    """Raise ValueError for a map that is not ascending or names a block that does not exist; waits for the GPU."""
+    if map_BHNK.min() < 0 or map_BHNK.max() >= blocks or (map_BHNK.diff(dim=-1) <= 0).any():
+        raise ValueError(f"map_BHNK must hold ascending blocks from 0 to {blocks - 1}")
+
+
 def kept_keys(map_BHNK: Tensor, num_keys: int, block_q: int, block_k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """For each query block: the slice of its rows, the positions of its kept keys, and which are past the end.
 
@@ -180,9 +201,7 @@ def kept_keys(map_BHNK: Tensor, num_keys: int, block_q: int, block_k: int) -> It
     that they can be read, and are marked in a bool mask [B * H, 1, K * block_k].
     Raises ValueError for a map that is not ascending or names a block that does not exist.
     """
-    blocks = -(-num_keys // block_k)
-    if map_BHNK.min() < 0 or map_BHNK.max() >= blocks or (map_BHNK.diff(dim=-1) <= 0).any():
-        raise ValueError(f"map_BHNK must hold ascending blocks from 0 to {blocks - 1}")
+    check_map(map_BHNK, -(-num_keys // block_k))
     inside = torch.arange(block_k, device=map_BHNK.device)
     for n, map_BHK in enumerate(map_BHNK.long().unbind(dim=2)):
         keys = (map_BHK[..., None] * block_k + inside).flatten(2).flatten(0, 1)
@@ -204,6 +223,11 @@ def take_rows(x: Tensor, positions: Tensor) -> Tensor:
     return x.flatten(0, 1)[_flat(x, positions)].unflatten(0, positions.shape)
 
 
+def _check_topk(op: str, topk: float) -> None:
+    if not 0 < topk <= 1:
+        raise ValueError(f"{op}: topk must be above 0 and at most 1, got {topk}")
+
+
 class _SparseAttention(torch.autograd.Function):
     """Autograd's own record of the loop would keep the scores of all kept blocks; this keeps one float a row."""
 
@@ -218,6 +242,21 @@ class _SparseAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *sparse_attention_backward(grad, *ctx.saved_tensors, *ctx.blocks), None, None, None
+
+
+def _sla_reference(
+    q_BLHD: Tensor,
+    k_BLHD: Tensor,
+    v_BLHD: Tensor,
+    proj_weight_DD: Tensor,
+    proj_bias_D: Tensor,
+    topk: float,
+    block_q: int,
+    block_k: int,
+) -> Tensor:
+    kept = block_map(q_BLHD, k_BLHD, topk=topk, block_q=block_q, block_k=block_k)
+    sparse = sparse_attention(q_BLHD, k_BLHD, v_BLHD, kept, block_q=block_q, block_k=block_k)
+    return sparse + projected_linear_attention(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D)
 
 
 def _map_reference(q_BLHD: Tensor, k_BLHD: Tensor, topk: float, block_q: int, block_k: int) -> Tensor:
@@ -252,3 +291,35 @@ def _add(x: Tensor, positions: Tensor, values: Tensor) -> None:
 def _flat(x: Tensor, positions: Tensor) -> Tensor:
     heads, length, _ = x.shape
     return (positions + torch.arange(heads, device=x.device)[:, None] * length).flatten()
+
+
+# The kernels' modules import triton, which not every machine has: they are imported when they are chosen.
+
+
+def _map_triton(q_BLHD: Tensor, k_BLHD: Tensor, *others: Any) -> Tensor:
+    check_triton("block_map", q_BLHD=q_BLHD, k_BLHD=k_BLHD)
+    from turbodiffusion.ops.attention import block_map_triton
+
+    return block_map_triton.block_map(q_BLHD, k_BLHD, *others)
+
+
+def _sparse_triton(q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int) -> Tensor:
+    check_triton("sparse_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach(), map_BHNK=map_BHNK)
+    check_map(map_BHNK, -(-k.shape[1] // block_k))
+    from turbodiffusion.ops.attention import sla_triton
+
+    return sla_triton.sparse_attention(q, k, v, map_BHNK, block_q, block_k)
+
+
+def _linear_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    check_triton("linear_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach())
+    from turbodiffusion.ops.attention import sla_triton
+
+    return sla_triton.linear_attention(q, k, v)
+
+
+def _sla_triton(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
+    check_triton("sla_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach())
+    from turbodiffusion.ops.attention import sla_triton
+
+    return sla_triton.sla_attention(q, k, v, *others)
