@@ -20,6 +20,7 @@ from rich.table import Table
 from turbodiffusion import __version__
 from turbodiffusion.errors import OutputError, RequestError, UserError
 from turbodiffusion.training.commands import app as train
+from turbodiffusion.training.commands import evaluate
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline import Pipeline
@@ -34,6 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(train, name="train")
+app.command()(evaluate)
 # typer has no name for its usage errors' class, which is click's or its own by version
 _UsageError: Any = typer.BadParameter.__base__
 

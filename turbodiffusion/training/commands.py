@@ -1,4 +1,4 @@
-"""`turbodiffusion train vae | flow | pack`: the demo model from nothing, one command each.
+"""`turbodiffusion train vae | flow | pack | probe`: the demo model and its judge from nothing, one command each.
 
 Every command goes on with the run in its folder. `torchrun --nproc-per-node N -m turbodiffusion.training.commands ...`
 uses N GPUs. What each took on which GPU stands in docs/training.md. PyTorch is imported inside the commands, so that
@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Train the demo model: vae, then flow (the teacher), then pack.", no_args_is_help=True)
+app = typer.Typer(
+    help="Train the demo model: vae, then flow (the teacher), then pack; probe is its judge.", no_args_is_help=True
+)
 
 # torchrun reads abbreviations of its own options: none of ours may begin one of them (--run, --start).
 Run = Annotated[Path, typer.Option("--folder", help="Folder of this run: state, losses, sheets. A run in it goes on.")]
@@ -70,6 +72,7 @@ def train_flow(
     from turbodiffusion.training.data import LatentBank
     from turbodiffusion.training.sheet import draw_sheet
     from turbodiffusion.training.trainer import Schedule, world
+    from turbodiffusion.training.variants import DemoModel
 
     demo, device = MODELS["demo"], runs.prepare()
     rank, _ = world()
@@ -83,7 +86,7 @@ def train_flow(
     if rank == 0:
         runs.write_weights(run / "flow.safetensors", trainer.ema_state())
         transformer, text = runs.read_flow(run, demo.transformer, demo.text, device)
-        draw_sheet(transformer, text, bank.vae, tokenizer, demo, run / f"sheet-{trainer.step}.png")
+        draw_sheet(DemoModel(demo, transformer, text, bank.vae, tokenizer), run / f"sheet-{trainer.step}.png")
 
 
 @app.command("pack")
@@ -97,6 +100,42 @@ def pack(
     from turbodiffusion.training import runs
 
     print(f"{target}: {runs.pack(vae_run, flow_run, atlas, target) / 1e6:.1f} MB")
+
+
+@app.command("probe")
+def train_probe(
+    run: Run = Path("runs/probe"),
+    atlas: Atlas = DEFAULT_ATLAS,
+    steps: Steps = None,
+    minutes: Minutes = 2.5,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to zero over the whole run.")] = 2e-3,
+    vae_run: Annotated[Path | None, typer.Option(help="A quarter of the clips go through this run's VAE.")] = None,
+) -> None:
+    """Train the judge that reads subject, colour, motion, scene, light and camera from a clip."""
+    from turbodiffusion.training.evaluate import train_probe_command
+
+    train_probe_command(run, atlas, steps=steps, minutes=minutes, lr=lr, vae_run=vae_run)
+
+
+def evaluate(
+    variants: Annotated[list[str], typer.Argument(help="NAME=MODEL[,FIELD=VALUE...], the first is the reference.")],
+    probe: Annotated[Path, typer.Option(help="The judge that `train probe` wrote.")] = Path("runs/probe"),
+    atlas: Atlas = DEFAULT_ATLAS,
+    output: Annotated[Path, typer.Option(help="Result file; its other rows stay.")] = Path(
+        "benchmarks/results/demo.json"
+    ),
+    prompts: Annotated[int, typer.Option(help="Held-out prompts, half of them Chinese; 256 for a quick look.")] = 4096,
+    batch: Annotated[int, typer.Option(help="Videos made at a time.")] = 64,
+    cpu: Annotated[bool, typer.Option(help="Only what a video costs on two CPU cores.")] = False,
+    compile: Annotated[bool, typer.Option(help="torch.compile the transformer.")] = False,
+) -> None:
+    """Judge demo models: adherence to held-out prompts, Frechet distance, diversity, and the judge's own controls.
+
+    As in: turbodiffusion evaluate teacher=demo,num_steps=50
+    """
+    from turbodiffusion.training.evaluate import evaluate_command
+
+    evaluate_command(variants, probe, atlas, output, prompts=prompts, batch=batch, cpu=cpu, compile=compile)
 
 
 if __name__ == "__main__":

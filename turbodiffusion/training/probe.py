@@ -2,7 +2,8 @@
 
 It sees nine frames at 128 x 128 and answers the questions of `demo.factors.CLASSES`: subject, colour, motion, scene,
 light, camera. 2D convolutions on each frame, between which a part of the channels is taken from the frame before and
-after (temporal shift, Lin et al., arXiv 1811.08383): nine frames are read for the price of nine pictures. `HIDDEN`, the
+after (temporal shift, Lin et al., arXiv 1811.08383): nine frames are read for the price of nine pictures. The last maps
+are pooled, which tells what is there, and read place by place and frame by frame, which tells its path. `HIDDEN`, the
 last layer before the answers, has 64 features; Frechet distance and diversity are taken there.
 
 It is trained on fresh renders with seeds of their own, held-out combinations among them (a judge should know all that
@@ -37,7 +38,9 @@ from turbodiffusion.training.trainer import world as ranks
 
 HIDDEN = "hidden"  # the name of the last layer before the answers
 FILE = "probe.safetensors"
+SHRINK = 32  # side of what it looks at over side of the last stage
 BLOCKS = (1, 2, 2, 1)  # of the four stages
+PLACES, PATH = 16, 128  # channels in which a frame says what is where; features of the path that they make
 CALIBRATION = 1024  # fresh renders that give the features their scale
 
 Movement = tuple[str, str]  # motion and camera, words of CLASSES
@@ -69,10 +72,12 @@ class ProbeConfig:
     clip_frames: int
     side: int = 128
     frames: int = 9
-    widths: tuple[int, ...] = (32, 64, 128, 192, 256)
+    widths: tuple[int, ...] = (32, 64, 128, 192, 192)
     features: int = 64
 
     def __post_init__(self) -> None:
+        if self.side % SHRINK:
+            raise ValueError(f"side must be a multiple of {SHRINK}, not {self.side}")
         if self.features > 64:
             raise ValueError(
                 f"a judge has at most 64 features, not {self.features}: distances need many clips for each"
@@ -200,7 +205,9 @@ class Probe(nn.Module):
             blocks.append(_Block(width_in, width, 2, config.frames))
             blocks += [_Block(width, width, 1, config.frames) for _ in range(count - 1)]
         self.blocks = nn.Sequential(*blocks)
-        self.hidden = nn.Linear(2 * widths[-1], config.features)
+        self.places = nn.Conv2d(widths[-1], PLACES, 1)
+        self.path = nn.Linear(PLACES * config.frames * (config.side // SHRINK) ** 2, PATH)
+        self.hidden = nn.Linear(2 * widths[-1] + PATH, config.features)
         self.heads = nn.ModuleDict({q: nn.Linear(config.features, len(answers)) for q, answers in config.classes})
         self.register_buffer("feature_mean", torch.zeros(config.features))
         self.register_buffer("feature_std", torch.ones(config.features))
@@ -209,8 +216,10 @@ class Probe(nn.Module):
         """Logits of every question [B, answers] and the features of HIDDEN, of views in [-1, 1] (`look`)."""
         frames = view_BCFHW.shape[2]
         x = view_BCFHW.transpose(1, 2).flatten(0, 1).to(memory_format=torch.channels_last)
-        x = self.blocks(self.stem(x)).unflatten(0, (-1, frames))  # [B, F, C, H, W]
-        hidden = self.hidden(torch.cat((x.mean((1, 3, 4)), x.amax((1, 3, 4))), 1))
+        x = self.blocks(self.stem(x))
+        path = self.path(self.places(x).unflatten(0, (-1, frames)).flatten(1)).relu()
+        x = x.unflatten(0, (-1, frames))  # [B, F, C, H, W]
+        hidden = self.hidden(torch.cat((x.mean((1, 3, 4)), x.amax((1, 3, 4)), path), 1))
         return {question: head(hidden) for question, head in self.heads.items()}, hidden
 
     @torch.no_grad()
