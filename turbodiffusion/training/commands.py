@@ -23,6 +23,7 @@ Start = Annotated[Path | None, typer.Option("--from", help="Begin from the weigh
 Compile = Annotated[bool, typer.Option(help="torch.compile the loss: a minute at first, then twice to thrice as fast.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
+RESULTS = Path("benchmarks/results/demo.json")
 DEFAULT_ATLAS = Path(".cache/demo-world/atlas.npz")
 
 
@@ -119,11 +120,11 @@ def train_probe(
 
 def evaluate(
     variants: Annotated[list[str], typer.Argument(help="NAME=MODEL[,FIELD=VALUE...], the first is the reference.")],
-    probe: Annotated[Path, typer.Option(help="The judge that `train probe` wrote.")] = Path("runs/probe"),
-    atlas: Atlas = DEFAULT_ATLAS,
-    output: Annotated[Path, typer.Option(help="Result file; its other rows stay.")] = Path(
-        "benchmarks/results/demo.json"
+    probe: Annotated[Path, typer.Option(help="The judge that `train probe` wrote.")] = Path(
+        "runs/probe/probe.safetensors"
     ),
+    atlas: Atlas = DEFAULT_ATLAS,
+    output: Annotated[Path, typer.Option(help="Result file; its other rows stay.")] = RESULTS,
     prompts: Annotated[int, typer.Option(help="Held-out prompts, half of them Chinese; 256 for a quick look.")] = 4096,
     batch: Annotated[int, typer.Option(help="Videos made at a time.")] = 64,
     cpu: Annotated[bool, typer.Option(help="Only what a video costs on two CPU cores.")] = False,
