@@ -14,6 +14,7 @@ from torch import Tensor
 from turbodiffusion.ops.attention.sparse_triton import LOG2E, check_sizes, describe
 
 _LOG2E = tl.constexpr(LOG2E)
+_ROWS = 64  # of a query block that the gradients of keys take at a time
 
 
 @triton.jit
@@ -52,9 +53,13 @@ def _query_kernel(
 @triton.jit
 def _key_kernel(
     q_desc, k_desc, v_desc, grad_desc, first_ptr, keeper_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, L, H, scale,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (key blocks, B * H): dk and dv, contiguous [B, L, H, D]; zero where no query block keeps the keys."""
+    """Grid (key blocks, B * H): dk and dv, contiguous [B, L, H, D]; zero where no query block keeps the keys.
+
+    ROWS of a query block are taken at a time: with two accumulators, whole ones would not fit the registers.
+    """
+    PARTS: tl.constexpr = BLOCK_Q // ROWS
     m = tl.program_id(0)
     bh = tl.program_id(1)
     b = bh // H
@@ -64,14 +69,14 @@ def _key_kernel(
     dk = tl.zeros([BLOCK_K, D], tl.float32)
     dv = tl.zeros([BLOCK_K, D], tl.float32)
     first = bh * tl.num_programs(0) + m
-    for i in range(tl.load(first_ptr + first), tl.load(first_ptr + first + 1)):
-        start = tl.load(keeper_ptr + i) * BLOCK_Q
-        rows = start + tl.arange(0, BLOCK_Q)
+    for i in range(tl.load(first_ptr + first) * PARTS, tl.load(first_ptr + first + 1) * PARTS):
+        start = tl.load(keeper_ptr + i // PARTS) * BLOCK_Q + i % PARTS * ROWS
+        rows = start + tl.arange(0, ROWS)
         at = bh.to(tl.int64) * L + rows
         lse = tl.load(lse_ptr + at, mask=rows < L, other=float("inf")) * _LOG2E
         delta = tl.load(delta_ptr + at, mask=rows < L, other=0.0)
-        q = q_desc.load([b, start, h, 0]).reshape(BLOCK_Q, D)
-        grad = grad_desc.load([b, start, h, 0]).reshape(BLOCK_Q, D)
+        q = q_desc.load([b, start, h, 0]).reshape(ROWS, D)
+        grad = grad_desc.load([b, start, h, 0]).reshape(ROWS, D)
         p = tl.exp2(tl.dot(k, q.T, input_precision="ieee") * (scale * _LOG2E) - lse[None, :])
         dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision="ieee")
         ds = p * (tl.dot(v, grad.T, input_precision="ieee") - delta[None, :])
@@ -110,6 +115,7 @@ def sparse_backward(
     B, L, H, D = q_BLHD.shape
     check_sizes("sparse_attention", D, block_q, block_k)
     q, grad, out = (describe(x, block_q) for x in (q_BLHD, grad_BLHD, out_BLHD))
+    part_q, part_grad = (describe(x, _ROWS) for x in (q_BLHD, grad_BLHD))
     k, v = (describe(x, block_k) for x in (k_BLHD, v_BLHD))
     lse = lse_BHL.contiguous()
     delta = torch.empty_like(lse)
@@ -120,5 +126,7 @@ def sparse_backward(
         q, k, v, grad, out, map_BHNK.contiguous(), lse, delta, dq, L, H, map_BHNK.shape[-1], D**-0.5, **sizes
     )
     keepers, first = invert(map_BHNK, blocks)
-    _key_kernel[(blocks, B * H)](q, k, v, grad, first, keepers, lse, delta, dk, dv, L, H, D**-0.5, **sizes)
+    _key_kernel[(blocks, B * H)](
+        part_q, k, v, part_grad, first, keepers, lse, delta, dk, dv, L, H, D**-0.5, ROWS=_ROWS, **sizes
+    )
     return dq, dk, dv
