@@ -23,6 +23,7 @@ Start = Annotated[Path | None, typer.Option("--from", help="Begin from the weigh
 Compile = Annotated[bool, typer.Option(help="torch.compile the loss: a minute at first, then twice to thrice as fast.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
+PROBE = Path("runs/probe/probe.safetensors")
 RESULTS = Path("benchmarks/results/demo.json")
 DEFAULT_ATLAS = Path(".cache/demo-world/atlas.npz")
 
