@@ -14,7 +14,7 @@ from turbodiffusion.ops.attention.quantize_triton import pool
 _TILE = 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "M"])
 def _score_kernel(q_ptr, k_ptr, mean_ptr, scores_ptr, N, M, TILE: tl.constexpr, D: tl.constexpr):
     """Grid (tiles of N, tiles of M, B * H): q . (k - mean), float32 [B * H, N, M]."""
     bh = tl.program_id(2)
@@ -30,7 +30,7 @@ def _score_kernel(q_ptr, k_ptr, mean_ptr, scores_ptr, N, M, TILE: tl.constexpr, 
     tl.store(scores_ptr + at, scores, mask=(n[:, None] < N) & (m[None, :] < M))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "kept"])
 def _select_kernel(scores_ptr, map_ptr, M, kept, WIDTH: tl.constexpr):
     """Grid (rows): the `kept` highest of M scores, ascending; equal scores go to the lower block."""
     row = tl.program_id(0).to(tl.int64)

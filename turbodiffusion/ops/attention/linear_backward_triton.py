@@ -23,7 +23,7 @@ def _of_softmax(phi, dphi):
     return phi * (dphi - tl.sum(dphi * phi, 1)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H", "blocks", "blocks_each"])
 def _query_kernel(
     q_desc, grad_desc, state_ptr, key_sum_ptr, dq_ptr, dstate_ptr, dkey_sum_ptr, L, H, blocks, blocks_each,
     ROWS: tl.constexpr, D: tl.constexpr,
@@ -59,7 +59,7 @@ def _query_kernel(
     tl.store(dkey_sum_ptr + at + column, dkey_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def _key_kernel(
     k_desc, v_desc, dstate_ptr, dkey_sum_ptr, dk_ptr, dv_ptr, L, H, ROWS: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip

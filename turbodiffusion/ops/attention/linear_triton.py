@@ -42,7 +42,7 @@ def softmax_rows(x):
     return e / tl.sum(e, 1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "H", "blocks", "blocks_each"])
 def _key_kernel(
     k_desc, v_desc, part_ptr, vectors_ptr, pooled_ptr, S, H, blocks, blocks_each,
     BLOCK: tl.constexpr, D: tl.constexpr,
@@ -76,7 +76,7 @@ def _key_kernel(
     tl.store(vectors_ptr + at * 3 * D + 2 * D + column, largest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "S"])
 def _reduce_kernel(
     part_ptr, vectors_ptr, weight_ptr, state_ptr, key_sum_ptr, mean_ptr, largest_ptr, parts, S,
     D: tl.constexpr, PROJECT: tl.constexpr,
@@ -108,7 +108,7 @@ def _reduce_kernel(
         tl.store(largest_ptr + bh * D + column, largest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def _output_kernel(
     q_ptr, state_ptr, key_sum_ptr, out_ptr, q_b, q_l, q_h, L, H, ROWS: tl.constexpr, D: tl.constexpr
 ):  # fmt: skip

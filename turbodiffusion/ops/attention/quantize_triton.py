@@ -34,7 +34,7 @@ class Packed:
     scales: Scales
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def _row_kernel(
     x_desc, mean_ptr, values_ptr, scale_ptr, pooled_ptr, L, H,
     BLOCK: tl.constexpr, D: tl.constexpr, CENTRE: tl.constexpr, POOL: tl.constexpr, ROUND: tl.constexpr,
@@ -57,7 +57,7 @@ def _row_kernel(
         tl.store(scale_ptr + block, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "H"])
 def _value_kernel(
     v_ptr, largest_ptr, values_ptr, scale_ptr, v_b, v_l, v_h, v_d, S, H, BLOCK: tl.constexpr, D: tl.constexpr
 ):

@@ -84,7 +84,7 @@ def sla_attention(
         return sparse_attention(q_BLHD, k_BLHD, v_BLHD, kept, block_q, block_k) + cheap
     keys = key_state(k_BLHD, v_BLHD, block_k, proj_weight_DD)
     kept = choose_blocks(pool(q_BLHD, block_q), keys.pooled_BHND, keys.mean_BHD, topk)
-    term = _term(q_BLHD, keys, proj_bias_D)
+    term = linear_term(q_BLHD, keys, proj_bias_D)
     return sparse_forward(q_BLHD, k_BLHD, v_BLHD, kept, block_q, block_k, linear=term, launch=launch)[0]
 
 
@@ -105,9 +105,10 @@ def sagesla_attention(
     keys = key_state(k_BLHD, v_BLHD, block_k, proj_weight_DD)
     packed, pooled_q = pack(q_BLHD, k_BLHD, v_BLHD, keys, block_q, block_k, qk)
     kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, topk)
-    term = _term(q_BLHD, keys, proj_bias_D)
+    term = linear_term(q_BLHD, keys, proj_bias_D)
     return attend_packed(packed, kept, q_BLHD.shape, k_BLHD.shape[1], q_BLHD.dtype, linear=term, launch=launch)
 
 
-def _term(q_BLHD: Tensor, keys: KeyState, proj_bias_D: Tensor) -> LinearTerm:
+def linear_term(q_BLHD: Tensor, keys: KeyState, proj_bias_D: Tensor) -> LinearTerm:
+    """What the sparse kernel needs to add the linear part; `keys` has its state with proj_l in it."""
     return LinearTerm(described(q_BLHD), keys.state_BHDE, keys.key_sum_BHD, proj_bias_D.float().contiguous())

@@ -17,7 +17,7 @@ _LOG2E = tl.constexpr(LOG2E)
 _ROWS = 64  # of a query block that the gradients of keys take at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H", "kept"])
 def _query_kernel(
     q_desc, k_desc, v_desc, grad_desc, out_desc, map_ptr, lse_ptr, delta_ptr, dq_ptr, L, H, kept, scale,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,
@@ -50,7 +50,7 @@ def _query_kernel(
     tl.store(dq_ptrs, (dq * scale).to(dq_ptr.dtype.element_ty), mask=rows[:, None] < L)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "H"])
 def _key_kernel(
     q_desc, k_desc, v_desc, grad_desc, first_ptr, keeper_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, L, H, scale,
     ROWS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr,

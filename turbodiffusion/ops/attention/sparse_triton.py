@@ -8,7 +8,8 @@ and the loop over all others needs no mask.
 The same kernel does three things more. With 8-bit inputs (`sage_triton.py` makes them) it computes SageAttention's
 arithmetic. Without a map it is dense. Given the state of the linear part (`linear_triton.py`) it adds the projected
 linear term to its output, which saves a pass over q and two over the output. Descriptors of tensors become bulk copies
-on Hopper and later and plain loads before. What is float32 is multiplied in float32.
+on Hopper and later and plain loads before. What is float32 is multiplied in float32. One compiled kernel serves all
+lengths: sizes are not specialized.
 """
 
 from dataclasses import dataclass
@@ -137,7 +138,7 @@ def add_linear(acc, q_ptrs, mask, state_ptr, key_sum_ptr, D: tl.constexpr):
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "S", "H", "kept"])
 def _forward_kernel(
     q_desc, k_desc, v_desc, map_ptr, out_ptr, lse_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr,
     raw_q_ptr, state_ptr, key_sum_ptr, bias_ptr, raw_b, raw_l, raw_h,
