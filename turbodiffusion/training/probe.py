@@ -198,7 +198,7 @@ class Probe(nn.Module):
         super().__init__()
         self.config, widths = config, config.widths
         self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+            nn.Conv2d(6, widths[0], 5, 2, 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         )
         blocks = []
         for (width_in, width), count in zip(pairwise(widths), BLOCKS, strict=True):
@@ -215,7 +215,8 @@ class Probe(nn.Module):
     def forward(self, view_BCFHW: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Logits of every question [B, answers] and the features of HIDDEN, of views in [-1, 1] (`look`)."""
         frames = view_BCFHW.shape[2]
-        x = view_BCFHW.transpose(1, 2).flatten(0, 1).to(memory_format=torch.channels_last)
+        change = view_BCFHW.diff(dim=2, prepend=view_BCFHW[:, :, :1])  # what moves stands out from what does not
+        x = torch.cat((view_BCFHW, change), 1).transpose(1, 2).flatten(0, 1).to(memory_format=torch.channels_last)
         x = self.blocks(self.stem(x))
         path = self.path(self.places(x).unflatten(0, (-1, frames)).flatten(1)).relu()
         x = x.unflatten(0, (-1, frames))  # [B, F, C, H, W]
