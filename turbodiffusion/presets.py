@@ -57,9 +57,7 @@ class ModelPreset:
     shift: float | None = None  # of flow
     guidance: float | None = None  # of flow; 1: a single forward a step
     boundary: float | None = None  # flow time at which the second expert takes over
-    subjects: tuple[
-        str, ...
-    ] = ()  # of the demo world, that the model draws; a prompt beyond gets a notice
+    subjects: tuple[str, ...] = ()  # of the demo world, that the model draws; a prompt beyond gets a notice
     published: tuple[tuple[str, str], ...] = ()  # resolution and hub repository; the first is the default
 
     def __post_init__(self) -> None:
