@@ -212,6 +212,7 @@ def test_adaptive_resolution_follows_the_image(i2v_folder, picture):
     assert width % 16 == height % 16 == 0 and width * height <= 64 * 64 and width > height
 
 
+@pytest.mark.slow
 def test_every_kind_computes_and_the_loaded_one_comes_back(flow_folder):
     pipe = load(flow_folder)
     first = pipe.generate(Request(PROMPT, seed=1))

@@ -130,6 +130,7 @@ def test_a_small_atlas_makes_a_small_world(atlas, tmp_path):
     assert {clip.subject for clip in drawn} == {"cat", "dog"} and {clip.second for clip in drawn} == {"", "cat", "dog"}
 
 
+@pytest.mark.slow
 def test_wide_views(atlas):
     video = World(atlas, size=(48, 80), frames=5, instances=1, scene_names=("meadow",)).render([BALL])
     assert video.shape == (1, 3, 5, 48, 80)

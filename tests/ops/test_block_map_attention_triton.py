@@ -7,6 +7,9 @@ from inputs import attention_inputs, strided
 from turbodiffusion.ops.attention import sla
 from turbodiffusion.ops.attention.block_map_triton import block_map, select_highest
 
+# Kernels in the interpreter: seconds in all, too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

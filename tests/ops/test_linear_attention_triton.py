@@ -8,6 +8,9 @@ from turbodiffusion.ops.attention import linear_triton
 from turbodiffusion.ops.attention.linear_triton import key_state, linear_forward
 from turbodiffusion.ops.attention.sla import linear_attention
 
+# Kernels in the interpreter: seconds in all, too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Float32 sums in another order; exp2 of a scaled number against exp.

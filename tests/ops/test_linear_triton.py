@@ -19,7 +19,7 @@ gemm_triton = pytest.importorskip("turbodiffusion.ops.linear.gemm_triton", reaso
 quantize_triton = pytest.importorskip("turbodiffusion.ops.linear.quantize_triton", reason="Triton is not installed")
 
 # NumPy, under the interpreter, warns of infinities and NaNs; a GPU does not.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {"int8": torch.int8, "fp8": FP8}

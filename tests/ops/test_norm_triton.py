@@ -15,7 +15,7 @@ from turbodiffusion.ops.rounding import FP8
 pytest.importorskip("triton", reason="Triton is not installed")
 
 # NumPy, under the interpreter, warns of infinities and NaNs; a GPU does not.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6

@@ -14,6 +14,9 @@ from turbodiffusion.ops.attention.sagesla import sage_sparse_attention as sparse
 from turbodiffusion.ops.attention.sla import block_map, sparse_attention
 from turbodiffusion.ops.attention.sparse_triton import Launch
 
+# Kernels in the interpreter: seconds in all, too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # The bounds of the evaluation plan: against float32, and against the error of the emulation in PyTorch.

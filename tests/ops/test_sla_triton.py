@@ -12,6 +12,9 @@ from turbodiffusion.ops.attention.sagesla import sage_sparse_attention, sagesla_
 from turbodiffusion.ops.attention.sla import block_map, linear_attention, sla_attention, sparse_attention
 from turbodiffusion.ops.attention.sparse_backward_triton import invert
 
+# Kernels in the interpreter: seconds in all, too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Float32 sums in another order; a gradient's are sums of a few hundred terms that cancel.

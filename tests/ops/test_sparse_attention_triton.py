@@ -7,6 +7,9 @@ from inputs import attention_inputs, relative_l2, strided
 from turbodiffusion.ops.attention.sla import block_map, sparse_attention_forward
 from turbodiffusion.ops.attention.sparse_triton import Launch, sparse_forward
 
+# Kernels in the interpreter: seconds in all, too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Float32 sums in another order; the worst case of a row of some 300 products is far above what is seen.

@@ -23,6 +23,9 @@ from turbodiffusion.training.evaluate import (
 from turbodiffusion.training.probe import marks
 from turbodiffusion.training.variants import Variant, load_variant, make_clips, parse_variant
 
+# Paints worlds and trains: too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -27,6 +27,9 @@ from turbodiffusion.training.probe import (
     truth,
 )
 
+# Paints worlds and trains: too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 FISH = Factors("fish", "natural", "fly", "left", "", "", "underwater", "", "", "", 3)
 
 
