@@ -197,6 +197,7 @@ class PeakBytes(TorchDispatchMode):
             self.live[key] = (count - 1, size)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_chunk(small):
     def peak_of_decode(frames: int) -> int:
         with PeakBytes() as mode:

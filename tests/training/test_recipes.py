@@ -27,6 +27,9 @@ from turbodiffusion.training.sheet import PROMPTS, draw_sheet
 from turbodiffusion.training.trainer import Schedule, step_generator
 from turbodiffusion.training.variants import DemoModel
 
+# Paints worlds and trains: too long for make test-fast.
+pytestmark = pytest.mark.slow
+
 SUBJECTS = ("pig", "fish", "rocket")
 
 
@@ -113,7 +116,6 @@ def test_batches_carry_their_own_captions_and_drop_some(scenes: World, tokenizer
     assert 0.05 < (some.mask_BS.sum(1) == 1).float().mean() < 0.15  # 0.1 +- 5 standard errors
 
 
-@pytest.mark.slow
 def test_vae_learns_and_says_how_well(scenes: World, tmp_path: Path) -> None:
     recipe = vae.VAERecipe(clips=4, batch=2, side=32, compile=False)
     torch.manual_seed(recipe.seed)  # the weights that train_vae begins with
@@ -125,7 +127,6 @@ def test_vae_learns_and_says_how_well(scenes: World, tmp_path: Path) -> None:
     assert model.config.latents_mean == pytest.approx(moments.mean((0, 2, 3, 4)).tolist(), abs=0.3)
 
 
-@pytest.mark.slow
 def test_flow_loss_is_the_mean_square_of_the_velocity_error(small, tokenizer: Tokenizer) -> None:  # type: ignore[no-untyped-def]
     """An untrained network says zero, so its loss is that of the target itself."""
     network, text = WanTransformer(small.transformer), TextEncoder(small.text)
