@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from turbodiffusion.demo.captions import caption, plural, with_article
+from turbodiffusion.demo.captions import TOLD, caption, caption_and_told, plural, with_article
 from turbodiffusion.demo.factors import CLASSES, COLOURS, NATURAL, Factors, is_held_out, labels, lights, sample_factors
 from turbodiffusion.demo.gap import describe_gap, unknown_words
 from turbodiffusion.demo.page import page
 from turbodiffusion.demo.subjects import BY_NAME, KIND_MOTIONS, KIND_SCENES, SUBJECTS
+from turbodiffusion.demo.words import DIRECTIONS
 
 CAT = Factors("cat", NATURAL, "run", "right", "", "", "garden", "sunny", "", "", 0)
 
@@ -148,3 +149,16 @@ def test_labels_stay_inside_their_classes():
     assert CLASSES["colour"][labels(replace(CAT, style="sketch"))["colour"]] == NATURAL
     assert CLASSES["motion"][labels(CAT)["motion"]] == "run right"
     assert CLASSES["colour"][labels(CAT)["colour"]] == "orange"
+
+
+def test_a_caption_says_what_it_tells() -> None:
+    """Every answer is one of its question's, and a direction that is told stands in the text."""
+    rng = np.random.default_rng(3)
+    for factors in sample_factors(rng, 200):
+        text, told = caption_and_told(factors, rng, "en", full=True)
+        assert all(told[question] in answers for question, answers in TOLD.items())
+        assert told["subject"] == factors.subject and told["direction"] == factors.direction
+        if factors.direction:
+            assert any(words in text for words in DIRECTIONS[factors.direction][0])
+    left_open = [caption_and_told(factors, rng)[1] for factors in sample_factors(rng, 200)]
+    assert {"", "snow"} <= {told["scene"] for told in left_open}

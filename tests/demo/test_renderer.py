@@ -170,3 +170,12 @@ def test_errors_name_what_works(atlas, tmp_path):
         find_subject("cap")
     with pytest.raises(MissingFilesError, match="bake it again"):
         World(tmp_path / "old.npz")
+
+
+def test_masks_follow_the_subject(world):
+    video, mask = world.render_with_masks([BALL])
+    assert torch.equal(video, world.render([BALL])) and mask.shape == (1, 9, 8, 8)
+    columns = (mask[0].sum(1) * (torch.arange(8) * 8 + 3.5)).sum(1) / mask[0].sum((1, 2)).clamp_min(1e-9)
+    seen = mask[0].sum((1, 2)) > 4
+    assert seen.sum() >= 4
+    assert (columns.numpy() - _centres(video[0]))[seen.numpy()] == pytest.approx(0, abs=6)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,16 @@ from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.presets import MODELS, ModelPreset
 from turbodiffusion.training import flow, runs, vae
-from turbodiffusion.training.data import ClipBank, LatentBank, caption_sample, clip_factors
+from turbodiffusion.training.data import (
+    ClipBank,
+    LatentBank,
+    caption_sample,
+    clip_factors,
+    of_latent_frames,
+)
 from turbodiffusion.training.metrics import psnr
 from turbodiffusion.training.sheet import PROMPTS, draw_sheet
+from turbodiffusion.training.text import train_text
 from turbodiffusion.training.trainer import Schedule, step_generator
 from turbodiffusion.training.variants import DemoModel
 
@@ -68,7 +76,7 @@ def small() -> ModelPreset:
 @pytest.fixture(scope="module")
 def tokenizer(scenes: World, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     path = tmp_path_factory.mktemp("vocabulary") / "spiece.model"
-    train_tokenizer(caption_sample(scenes, 2000), path, 2048)
+    train_tokenizer(caption_sample(scenes.subjects, 2000), path, 2048)
     return Tokenizer(path, MODELS["demo"].text.text_len)
 
 
@@ -128,22 +136,56 @@ def test_vae_learns_and_says_how_well(scenes: World, tmp_path: Path) -> None:
 
 
 def test_flow_loss_is_the_mean_square_of_the_velocity_error(small, tokenizer: Tokenizer) -> None:  # type: ignore[no-untyped-def]
-    """An untrained network says zero, so its loss is that of the target itself."""
+    """An untrained network says zero, so its loss is that of the target itself; the subject's latents weigh more."""
     network, text = WanTransformer(small.transformer), TextEncoder(small.text)
     x0, noise = torch.randn(2, 16, 2, 4, 4), torch.randn(2, 16, 2, 4, 4)
     ids, mask = tokenizer(["a pink pig walks", ""])
-    loss = flow.flow_loss(network, text, x0, noise, torch.tensor([0.2, 0.9]), ids, mask)
-    torch.testing.assert_close(loss, (noise - x0).square().mean())
-    loss.backward()
+    subject = torch.zeros(2, 2, 4, 4)
+    subject[:, :, 1:3, 2] = 1
+    times = torch.tensor([0.2, 0.9])
+    square = (noise - x0).square()
+    plain = flow.flow_loss(network, text, x0, noise, times, ids, mask, torch.ones_like(subject))
+    torch.testing.assert_close(plain["loss"], square.mean())
+    weighted = flow.flow_loss(network, text, x0, noise, times, ids, mask, 1 + 3 * subject)
+    inside = subject[:, None].expand_as(square).bool()
+    torch.testing.assert_close(weighted["mse"], square.mean())
+    expected = (4 * square[inside].sum() + square[~inside].sum()) / (4 * inside.sum() + (~inside).sum())
+    torch.testing.assert_close(weighted["loss"], expected)
+    weighted["loss"].backward()
     assert network.head.head.weight.grad is not None and network.head.head.weight.grad.abs().sum() > 0
 
 
 def test_times_are_shifted_toward_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     for shift in (1.0, 3.0):
-        times = flow.draw_times(generator, 100_000, shift, torch.device("cpu"))
+        times = flow.draw_times(generator, 100_000, shift, shift, torch.device("cpu"))
         assert times.min() > 0 and times.max() < 1
         assert times.median().item() == pytest.approx(shift / (1 + shift), abs=0.01)
+    both = flow.draw_times(generator, 100_000, 3.0, 16.0, torch.device("cpu"))
+    assert (both > 0.974).float().mean().item() == pytest.approx(0.10, abs=0.01)  # as the module's docstring says
+
+
+def test_latent_frames_know_where_the_subject_was() -> None:
+    x = torch.zeros(1, 9, 1, 2)
+    x[0, 0, 0, 0], x[0, 4, 0, 1], x[0, 5, 0, 0] = 0.5, 1.0, 0.25
+    assert of_latent_frames(x, 4)[0, :, 0].tolist() == [[0.5, 0.0], [0.0, 1.0], [0.25, 0.0]]
+
+
+def test_the_bank_knows_where_subjects_are(scenes: World, tokenizer: Tokenizer) -> None:
+    bank = make_bank(scenes, tokenizer)
+    bank.advance(0)
+    assert bank.places is not None and bank.places.shape == (6, 2, 4, 4)
+    assert (bank.places.flatten(1).amax(1) > 0.9).all() and (bank.places.float().mean() < 0.9)
+
+
+def test_text_encoder_learns_to_read(tokenizer: Tokenizer, small, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    schedule = Schedule(lr=4e-3, steps=12, warmup=2, log_every=4, muon=True)
+    config = dataclasses.replace(small.text, num_layers=1)
+    rows, cpu = [BY_NAME[name] for name in SUBJECTS], torch.device("cpu")
+    encoder = train_text(rows, tokenizer, config, schedule, tmp_path, cpu, batch=32)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.75 * log[0]["loss"] and log[-1]["right"] > 0.5
+    assert encoder(*tokenizer(["a cat"])).shape == (1, tokenizer.text_len, config.d_model)
 
 
 def test_a_run_becomes_a_model_folder(scenes, atlas, small, tokenizer, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -8,25 +8,59 @@ motion nearly always stay. `describe_gap` is the other direction: what a prompt 
 import numpy as np
 
 from turbodiffusion.demo import words
-from turbodiffusion.demo.factors import NATURAL, Factors
+from turbodiffusion.demo.factors import CAMERAS, MOTIONS, NATURAL, STYLES, Factors
 from turbodiffusion.demo.subjects import BY_NAME
 
 LANGUAGES = ("en", "zh", "mixed")
+STILL, PLAIN = "still", "3D cartoon"  # a camera and a style that a caption may name though they are the usual ones
+# What a caption can tell, and the answers; "" is an open question.
+TOLD: dict[str, tuple[str, ...]] = {
+    "subject": tuple(BY_NAME),
+    "second": ("", *BY_NAME),
+    "colour": ("", *words.COLOURS),
+    "motion": MOTIONS,
+    "direction": ("", *words.DIRECTIONS),
+    "size": ("", *words.SIZES),
+    "scene": ("", *words.PLACES),
+    "light": ("", *words.LIGHTS),
+    "camera": ("", STILL, *CAMERAS[1:]),
+    "style": ("", PLAIN, *STYLES[1:]),
+}
 TRAVELS = ("walk", "run", "fly")
 
 
 def caption(factors: Factors, rng: np.random.Generator, language: str = "", *, full: bool = False) -> str:
     """One caption. language: "en", "zh", "mixed", or "" to draw one (45, 45, 10 percent). full: drop nothing
     (evaluation prompts)."""
+    return caption_and_told(factors, rng, language, full=full)[0]
+
+
+def caption_and_told(
+    factors: Factors, rng: np.random.Generator, language: str = "", *, full: bool = False
+) -> tuple[str, dict[str, str]]:
+    """`caption`, and what it tells: an answer of TOLD for each question, "" where it leaves it open."""
     language = language or str(rng.choice(LANGUAGES, p=(0.45, 0.45, 0.1)))
     said = _Said(factors, rng, full)
     if language == "en":
-        return _english(said, said.subject_en, said.colour_en)
-    if language == "zh":
-        return _chinese(said, said.subject_zh, said.colour_zh)
-    if rng.random() < 0.5:
-        return _english(said, said.subject_zh, said.colour_en)
-    return _chinese(said, said.subject_en, said.colour_zh)
+        text = _english(said, said.subject_en, said.colour_en)
+    elif language == "zh":
+        text = _chinese(said, said.subject_zh, said.colour_zh)
+    elif rng.random() < 0.5:
+        text = _english(said, said.subject_zh, said.colour_en)
+    else:
+        text = _chinese(said, said.subject_en, said.colour_zh)
+    return text, {
+        "subject": factors.subject,
+        "second": factors.second,
+        "colour": "gray" if said.colour_en == "grey" else said.colour_en,
+        "motion": factors.motion,
+        "direction": said.direction,
+        "size": said.size,
+        "scene": said.place,
+        "light": said.light,
+        "camera": "" if said.camera is None else said.camera or STILL,
+        "style": "" if said.style is None else said.style or PLAIN,
+    }
 
 
 class _Said:

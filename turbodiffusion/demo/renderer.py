@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d
 
 from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES
 from turbodiffusion.demo.effects import PAINTS, STYLES, TILE, column, middle_brightness, repaint, weather_tiles
@@ -31,6 +31,7 @@ from turbodiffusion.errors import MissingFilesError, UserError
 
 Numbers = dict[str, Tensor]
 MIST_BY_LAYER = (1.0, 0.7, 0.35, 0.15)
+MASK_CELL = 8  # pixels: a side of what a number of `render_with_masks` stands for
 
 
 class World:
@@ -85,16 +86,23 @@ class World:
     @torch.no_grad()
     def render(self, clips: Sequence[Factors], *, batch: int = 16) -> Tensor:
         """float32 video [B, 3, F, H, W] in [-1, 1], on the world's device; `batch` clips are drawn at a time."""
+        return self.render_with_masks(clips, batch=batch)[0]
+
+    @torch.no_grad()
+    def render_with_masks(self, clips: Sequence[Factors], *, batch: int = 16) -> tuple[Tensor, Tensor]:
+        """`render`, and where the subjects are: float32 [B, F, H/8, W/8], the largest alpha of 8x8 pixels."""
         b = batch if self.device.type == "cuda" else 1
         order = sorted(
             range(len(clips)), key=lambda k: clips[k].camera
         )  # still cameras together: their scenes are drawn once
         video = torch.empty(len(clips), 3, self.frames, *self.size, device=self.device)
+        masks = torch.empty(len(clips), self.frames, *(side // MASK_CELL for side in self.size), device=self.device)
         for k in range(0, len(order), b):
-            video[order[k : k + b]] = self._render([clips[m] for m in order[k : k + b]])
-        return video
+            part = order[k : k + b]
+            video[part], masks[part] = self._render([clips[m] for m in part])
+        return video, masks
 
-    def _render(self, clips: Sequence[Factors]) -> Tensor:
+    def _render(self, clips: Sequence[Factors]) -> tuple[Tensor, Tensor]:
         scene, casts = self._numbers(clips)
         if not any(clip.camera for clip in clips):  # one frame of the scene serves the whole clip
             scene |= {key: scene[key][:, :1] for key in ("camera_x", "camera_y", "zoom")}
@@ -104,8 +112,11 @@ class World:
         for k in range(LAYERS - 1):
             picture = self._layer(picture, textures[:, k], k, scene)
         picture = picture.expand(-1, -1, self.frames, -1, -1).clone()
+        mask = torch.zeros(len(clips), self.frames, *(side // MASK_CELL for side in self.size), device=self.device)
         for members, cast in casts:
-            picture[members] = self._subject(picture[members], {key: scene[key][members] for key in scene} | cast)
+            numbers = {key: scene[key][members] for key in scene} | cast
+            picture[members], alpha = self._subject(picture[members], numbers)
+            mask[members] = torch.maximum(mask[members], max_pool2d(alpha, MASK_CELL))
         picture = self._layer(picture, textures[:, -1], LAYERS - 1, scene)
         wet = [k for k, clip in enumerate(clips) if clip.light in ("rain", "snow")]
         if wet:
@@ -115,7 +126,7 @@ class World:
             members = [k for k, clip in enumerate(clips) if clip.style == style]
             if members:
                 picture[members] = draw(picture[members])
-        return picture.mul_(2.0).sub_(1.0)
+        return picture.mul_(2.0).sub_(1.0), mask
 
     def _numbers(self, clips: Sequence[Factors]) -> tuple[Numbers, list[tuple[list[int], Numbers]]]:
         """Everything numeric about the clips, drawn on the CPU from their seeds, as tensors [B, ...] on the device: the
@@ -184,8 +195,8 @@ class World:
         colour = drawn[:, :3] * (column(n["scene"]) * (1 - share)) + drawn[:, 3:] * (column(n["mist"]) * share)
         return picture * (1 - drawn[:, 3:]) + colour
 
-    def _subject(self, picture: Tensor, n: Numbers) -> Tensor:
-        """One subject of each clip, and its shadow on the ground under it."""
+    def _subject(self, picture: Tensor, n: Numbers) -> tuple[Tensor, Tensor]:
+        """One subject of each clip, and its shadow on the ground under it; the subject's alpha [B, F, H, W]."""
         b, f = n["frame"].shape
         h, w = self.size
         x, y = self._world_xy(n, 1.0)
@@ -207,7 +218,7 @@ class World:
         drawn = grid_sample(texture, grid, align_corners=False).view(b, f, 4, h, w).transpose(1, 2)
         share = column(n["mist_share"]) * 0.12
         colour = drawn[:, :3] * (column(n["subject"]) * (1 - share)) + drawn[:, 3:] * (column(n["mist"]) * share)
-        return picture * (1 - drawn[:, 3:]) + colour
+        return picture * (1 - drawn[:, 3:]) + colour, drawn[:, 3]
 
     def _shadow(self, x: Tensor, y: Tensor, n: Numbers) -> Tensor:
         """How dark the ground is under the subject, [B, 1, F, H, W] for pixels at x and y."""

@@ -1,17 +1,19 @@
-"""`turbodiffusion train vae | flow | pack | probe`: the demo model and its judge from nothing, one command each.
+"""`turbodiffusion train vae | text | flow | pack | probe`: the demo model and its judge from nothing, one command each.
 
 Every command goes on with the run in its folder. `torchrun --nproc-per-node N -m turbodiffusion.training.commands ...`
 uses N GPUs. What each took on which GPU stands in docs/training.md. PyTorch is imported inside the commands, so that
 `--help` is quick.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(
-    help="Train the demo model: vae, then flow (the teacher), then pack; probe is its judge.", no_args_is_help=True
+    help="Train the demo model: vae, text, then flow (the teacher), then pack; probe is its judge.",
+    no_args_is_help=True,
 )
 
 # torchrun reads abbreviations of its own options: none of ours may begin one of them (--run, --start).
@@ -54,6 +56,28 @@ def train_vae(
         runs.write_vae(run, model, quality)
 
 
+@app.command("text")
+def train_text(
+    run: Run = Path("runs/text"),
+    atlas: Atlas = DEFAULT_ATLAS,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 1500,
+    minutes: Minutes = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 2e-3,
+    batch: Annotated[int, typer.Option(help="Captions a step.")] = 128,
+) -> None:
+    """Teach the text encoder to tell a caption's factors; writes text.safetensors and spiece.model, for flow --from."""
+    from turbodiffusion.presets import MODELS
+    from turbodiffusion.training import runs, text
+    from turbodiffusion.training.trainer import Schedule
+
+    demo, device = MODELS["demo"], runs.prepare()
+    subjects = runs.atlas_subjects(atlas)
+    tokenizer = runs.vocabulary(run, None, subjects, demo.text)
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=50, muon=True)
+    encoder = text.train_text(subjects, tokenizer, demo.text, schedule, run, device, batch=batch)
+    runs.write_weights(run / "text.safetensors", {f"text.{k}": value for k, value in encoder.state_dict().items()})
+
+
 @app.command("flow")
 def train_flow(
     run: Run = Path("runs/flow"),
@@ -61,7 +85,8 @@ def train_flow(
     atlas: Atlas = DEFAULT_ATLAS,
     steps: Steps = None,
     minutes: Minutes = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 2e-3,
+    side: Annotated[int | None, typer.Option(help="Pixels of a side, for a first run on smaller clips.")] = None,
     batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
     clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
     fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
@@ -78,17 +103,18 @@ def train_flow(
 
     demo, device = MODELS["demo"], runs.prepare()
     rank, _ = world()
-    scenes = runs.demo_world(atlas, device)
-    tokenizer = runs.vocabulary(run, start, scenes, demo.text)
+    scenes = runs.demo_world(atlas, device, side)
+    tokenizer = runs.vocabulary(run, start, scenes.subjects, demo.text)
     bank = LatentBank(scenes, runs.read_vae(vae_run, device), tokenizer, size=clips, fresh=fresh, seed=100 + rank)
     recipe = flow.FlowRecipe(batch=batch, compile=compile, shift=demo.shift or 1.0)
-    schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, muon=True)
     weights = runs.read_weights(start) if start else None
     trainer = flow.train_flow(bank, demo.transformer, demo.text, recipe, schedule, run, start=weights)
     if rank == 0:
         runs.write_weights(run / "flow.safetensors", trainer.ema_state())
         transformer, text = runs.read_flow(run, demo.transformer, demo.text, device)
-        draw_sheet(DemoModel(demo, transformer, text, bank.vae, tokenizer), run / f"sheet-{trainer.step}.png")
+        shown = replace(demo, resolution=f"{side}x{side}") if side else demo
+        draw_sheet(DemoModel(shown, transformer, text, bank.vae, tokenizer), run / f"sheet-{trainer.step}.png")
 
 
 @app.command("pack")

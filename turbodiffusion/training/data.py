@@ -6,7 +6,7 @@ it would have seen.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.demo.captions import caption
-from turbodiffusion.demo.renderer import Factors, World
+from turbodiffusion.demo.factors import Factors, sample_factors
+from turbodiffusion.demo.renderer import World
+from turbodiffusion.demo.subjects import Subject
 from turbodiffusion.models.text import Tokenizer
 from turbodiffusion.models.vae import WanVAE
 
@@ -24,10 +26,10 @@ def clip_factors(world: World, seed: int, clip: int) -> Factors:
     return world.sample_factors(np.random.default_rng((seed, clip)), 1)[0]
 
 
-def caption_sample(world: World, count: int, seed: int = 0) -> Iterator[str]:
+def caption_sample(subjects: Sequence[Subject], count: int, seed: int = 0) -> Iterator[str]:
     """`count` captions of random clips, to train a vocabulary on."""
     rng = np.random.default_rng(seed)
-    for factors in world.sample_factors(rng, count):
+    for factors in sample_factors(rng, count, subjects=subjects):
         yield caption(factors, rng)
 
 
@@ -54,9 +56,11 @@ class ClipBank:
 
 @dataclass(frozen=True)
 class Batch:
-    """Normalised latents [B, C, T, H, W] in bfloat16, token ids and mask [B, S]."""
+    """Normalised latents [B, C, T, H, W] in bfloat16, where their subjects are [B, T, H, W] in 0 to 1, token ids and
+    mask [B, S]."""
 
     latent_BCTHW: Tensor
+    subject_BTHW: Tensor
     ids_BS: Tensor
     mask_BS: Tensor
 
@@ -89,6 +93,7 @@ class LatentBank:
         self.end = 0  # clips [end - size, end) are here
         self.empty_ids, self.empty_mask = (x.to(world.device) for x in tokenizer([""], clean=False))
         self.latents: Tensor | None = None
+        self.places: Tensor | None = None
         self.ids = torch.zeros(size, captions, tokenizer.text_len, dtype=torch.int32, device=world.device)
         self.mask = torch.zeros_like(self.ids)
 
@@ -110,11 +115,15 @@ class LatentBank:
     @torch.no_grad()
     def _encode(self, first: int, last: int) -> None:
         factors = [clip_factors(self.world, self.seed, clip) for clip in range(first, last)]
+        video, place_BFHW = self.world.render_with_masks(factors)
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.world.device.type == "cuda"):
-            mean, _ = self.vae.encode_moments(self.world.render(factors))
+            mean, _ = self.vae.encode_moments(video)
+        place_BTHW = of_latent_frames(place_BFHW, self.vae.config.time_factor).to(torch.bfloat16)
         latent = ((mean.float() - self.shift) / self.scale).to(torch.bfloat16)
         if self.latents is None:
             self.latents = latent.new_empty(self.size, *latent.shape[1:])
+            self.places = place_BTHW.new_empty(self.size, *place_BTHW.shape[1:])
+        assert self.places is not None
         texts = []
         for clip, factor in zip(range(first, last), factors, strict=True):
             rng = np.random.default_rng((self.seed, clip, 1))
@@ -122,16 +131,23 @@ class LatentBank:
         ids, mask = self.tokenizer(texts, clean=False)
         slots = torch.arange(first, last, device=latent.device) % self.size
         self.latents[slots] = latent
+        self.places[slots] = place_BTHW
         self.ids[slots] = ids.view(last - first, self.captions, -1).to(self.ids)
         self.mask[slots] = mask.view(last - first, self.captions, -1).to(self.mask)
 
     def batch(self, rng: np.random.Generator, count: int, *, drop: float = 0.1) -> Batch:
         """`count` random clips, one caption each; a share `drop` of the captions is the empty prompt (for guidance)."""
-        assert self.latents is not None, "advance() fills the bank"
+        assert self.latents is not None and self.places is not None, "advance() fills the bank"
         device = self.latents.device
         slots = torch.from_numpy(rng.integers(0, self.size, count)).to(device)
         which = torch.from_numpy(rng.integers(0, self.captions, count)).to(device)
         dropped = torch.from_numpy(rng.random(count) < drop).to(device)[:, None]
         ids = torch.where(dropped, self.empty_ids, self.ids[slots, which])
         mask = torch.where(dropped, self.empty_mask, self.mask[slots, which])
-        return Batch(self.latents[slots], ids.long(), mask.long())
+        return Batch(self.latents[slots], self.places[slots], ids.long(), mask.long())
+
+
+def of_latent_frames(x_BFHW: Tensor, time_factor: int) -> Tensor:
+    """The largest value in the frames of each latent frame: the first alone, then `time_factor` at a time."""
+    later = x_BFHW[:, 1:].unflatten(1, (-1, time_factor)).amax(dim=2)
+    return torch.cat((x_BFHW[:, :1], later), dim=1)

@@ -1,8 +1,15 @@
 """Training the teacher: transformer and text encoder together by flow matching on the demo world's latents.
 
-Rectified flow (arXiv 2209.03003): x_t = (1 - t) x0 + t noise, the network learns noise - x0. Times are logit-normal
-(arXiv 2403.03206) and shifted toward noise by `shift`, as the sampler's are. A tenth of the captions is dropped, for
-guidance.
+Rectified flow (arXiv 2209.03003): x_t = (1 - t) x0 + t noise, the network learns noise - x0. A tenth of the captions
+is dropped, for guidance.
+
+Times are logit-normal (arXiv 2403.03206), half of them shifted toward noise by `shift`, as the sampler's are, and half
+by `high_shift`. Where a subject is and which way it goes fills thousands of latent numbers, so that a noisy latent
+tells it up to t = 0.97: only beyond is there anything to learn from the caption's "to the left". A shift of 3 puts 0.9%
+of the times there, and a teacher trained with it alone had not learned directions after 340,000 clips; half of them at
+a shift of 16 make it 10%.
+
+The subject covers an eighth of the picture and is most of what a person looks at: its latents weigh more in the loss.
 """
 
 from dataclasses import dataclass
@@ -24,6 +31,8 @@ class FlowRecipe:
     batch: int = 128
     drop: float = 0.1
     shift: float = 3.0
+    high_shift: float = 16.0
+    subject_weight: float = 3.0  # of the subject's latents, beside 1 for all
     seed: int = 2
     compile: bool = True
 
@@ -36,18 +45,23 @@ def flow_loss(
     t_B: Tensor,
     ids_BS: Tensor,
     mask_BS: Tensor,
-) -> Tensor:
-    """Mean squared error of the velocity at flow times t in [0, 1]."""
+    weight_BTHW: Tensor,
+) -> dict[str, Tensor]:
+    """Squared error of the velocity at flow times t in [0, 1]: "mse", its mean, and "loss", its weighted mean."""
     t = t_B[:, None, None, None, None]
     context = transformer.encode_context(text(ids_BS, mask_BS))
     velocity = transformer((1 - t) * x0_BCTHW + t * noise_BCTHW, 1000 * t_B, context)
-    return (velocity - (noise_BCTHW - x0_BCTHW)).square().mean()
+    error = (velocity - (noise_BCTHW - x0_BCTHW)).square()
+    weighted = (error * weight_BTHW[:, None]).mean() / weight_BTHW.mean()
+    return {"loss": weighted, "mse": error.detach().mean()}
 
 
-def draw_times(generator: torch.Generator, count: int, shift: float, device: torch.device) -> Tensor:
-    """Logit-normal flow times, shifted: s u / (1 + (s - 1) u), float32 [count]."""
+def draw_times(generator: torch.Generator, count: int, shift: float, high_shift: float, device: torch.device) -> Tensor:
+    """Logit-normal flow times, each shifted by one or the other at random: s u / (1 + (s - 1) u), float32 [count]."""
     u = torch.sigmoid(torch.randn(count, generator=generator, device=device))
-    return shift * u / (1 + (shift - 1) * u)
+    high = torch.rand(count, generator=generator, device=device) < 0.5
+    s = torch.where(high, high_shift, shift)
+    return s * u / (1 + (s - 1) * u)
 
 
 def make_loss(transformer: WanTransformer, text: TextEncoder, bank: LatentBank, recipe: FlowRecipe) -> Loss:
@@ -63,9 +77,10 @@ def make_loss(transformer: WanTransformer, text: TextEncoder, bank: LatentBank, 
         device = x0.device
         generator = torch_generator(rng, device)
         noise = torch.randn(x0.shape, generator=generator, device=device)
-        t_B = draw_times(generator, recipe.batch, recipe.shift, device)
+        t_B = draw_times(generator, recipe.batch, recipe.shift, recipe.high_shift, device)
+        weight = 1 + recipe.subject_weight * batch.subject_BTHW.float()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return {"loss": losses(transformer, text, x0, noise, t_B, batch.ids_BS, batch.mask_BS)}
+            return losses(transformer, text, x0, noise, t_B, batch.ids_BS, batch.mask_BS, weight)
 
     return loss
 
@@ -81,13 +96,16 @@ def train_flow(
     start: dict[str, Tensor] | None = None,
     sheet: Sheet | None = None,
 ) -> Trainer:
-    """One leg; resumes what is in `run`, else begins from `start` (an earlier lease's weights), else from scratch."""
+    """One leg; resumes what is in `run`, else begins from `start`, else from scratch.
+
+    `start` has an earlier run's weights, or the text encoder's alone (`train text`).
+    """
     device = bank.world.device
     torch.manual_seed(recipe.seed)
     transformer = WanTransformer(config, device=device)
     text = TextEncoder(text_config, device=device)
     trainer = Trainer(nn.ModuleDict({"transformer": transformer, "text": text}), schedule, run)
     if not trainer.resume() and start is not None:
-        trainer.warm_start(start)
+        trainer.warm_start(trainer.modules.state_dict() | start)
     trainer.fit(make_loss(transformer, text, bank, recipe), sheet)
     return trainer

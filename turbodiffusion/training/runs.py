@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from turbodiffusion.checkpoint.folder import config_from, save_folder
 from turbodiffusion.demo.renderer import World
+from turbodiffusion.demo.subjects import Subject, named
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae import WanVAE
@@ -33,10 +34,16 @@ def prepare() -> torch.device:
     return start_distributed()
 
 
-def demo_world(atlas: Path, device: torch.device) -> World:
-    """The demo world at the demo model's size."""
+def demo_world(atlas: Path, device: torch.device, side: int | None = None) -> World:
+    """The demo world at the demo model's size, or in squares of `side` pixels."""
     demo = MODELS["demo"]
-    return World(atlas, device, size=(demo.height, demo.width), frames=demo.num_frames)
+    return World(atlas, device, size=(side or demo.height, side or demo.width), frames=demo.num_frames)
+
+
+def atlas_subjects(atlas: Path) -> tuple[Subject, ...]:
+    """The subjects that an atlas holds."""
+    with np.load(atlas) as file:
+        return named([key.removeprefix("sheet/") for key in file if key.startswith("sheet/")])
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -82,7 +89,7 @@ def read_flow(
     return parts["transformer"], parts["text"]  # type: ignore[return-value]
 
 
-def vocabulary(run: Path, start: Path | None, scenes: World, config: TextConfig) -> Tokenizer:
+def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:
     """The run's spiece.model; that of the run it starts from, or trained on captions, when it has none yet."""
     path = run / "spiece.model"
     rank, ranks = world()
@@ -91,7 +98,7 @@ def vocabulary(run: Path, start: Path | None, scenes: World, config: TextConfig)
         if start:
             path.write_bytes((start.parent / "spiece.model").read_bytes())
         else:
-            train_tokenizer(caption_sample(scenes, VOCABULARY_CAPTIONS), path, config.vocab_size)
+            train_tokenizer(caption_sample(subjects, VOCABULARY_CAPTIONS), path, config.vocab_size)
     if ranks > 1:
         torch.distributed.barrier()
     return Tokenizer(path, config.text_len)
@@ -106,8 +113,7 @@ def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path) -> int:
     cpu = torch.device("cpu")
     transformer, encoder = read_flow(flow_run, demo.transformer, demo.text, cpu)
     fields = ("sampler", "num_steps", "resolution", "aspect_ratio", "num_frames", "fps", "shift", "guidance")
-    with np.load(atlas) as file:
-        subjects = [key.removeprefix("sheet/") for key in file if key.startswith("sheet/")]
+    subjects = [subject.name for subject in atlas_subjects(atlas)]
     config: dict[str, Any] = {
         "sampling": {name: getattr(demo, name) for name in fields},
         "about": {"title": demo.title, "file_name": demo.file_name, "subjects": subjects},

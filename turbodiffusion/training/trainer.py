@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.training.muon import Muon
 
 Loss = Callable[[int], dict[str, Tensor]]
 Sheet = Callable[[nn.Module, int], None]
@@ -39,6 +40,7 @@ class Schedule:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
+    muon: bool = False  # for the matrices inside a network; what is not one stays with AdamW
     ema_width: float = 0.1  # s of the power function: the EMA's width as a share of the run so far
     log_every: int = 20
     save_minutes: float = 5.0
@@ -82,6 +84,12 @@ def start_distributed() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
+def _is_inner(name: str, p: Tensor) -> bool:
+    """Whether a parameter is a matrix between two layers: no embedding, no table, no way in or out."""
+    outer = ("shared", "embed", "bias", "modulation", "head", "time_")
+    return p.ndim == 2 and not any(word in name for word in outer)
+
+
 class Trainer:
     """Trains `modules` in place and keeps their EMA.
 
@@ -93,14 +101,20 @@ class Trainer:
         self.rank, self.ranks = world()
         self.params = [p for p in modules.parameters() if p.requires_grad]
         self.names = [n for n, p in modules.named_parameters() if p.requires_grad]
-        decayed = [p for p in self.params if p.ndim >= 2]
-        plain = [p for p in self.params if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=schedule.lr,
-            betas=schedule.betas,
-            fused=self.params[0].is_cuda,
-        )
+        inner = [p for n, p in zip(self.names, self.params, strict=True) if schedule.muon and _is_inner(n, p)]
+        rest = [p for p in self.params if not any(p is other for other in inner)]
+        decayed = [p for p in rest if p.ndim >= 2]
+        plain = [p for p in rest if p.ndim < 2]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+                lr=schedule.lr,
+                betas=schedule.betas,
+                fused=self.params[0].is_cuda,
+            )
+        ]
+        if inner:
+            self.optimizers.append(Muon(inner, schedule.lr, weight_decay=schedule.weight_decay))
         self.gamma = ema_gamma(schedule.ema_width)
         self.ema = [p.detach().clone() for p in self.params]
         self.step = 0
@@ -119,7 +133,7 @@ class Trainer:
                 "steps": self.schedule.steps,
                 "modules": self.modules.state_dict(),
                 "ema": self.ema,
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
             beside = self.run / "state.pt.part"
             torch.save(state, beside)
@@ -135,7 +149,8 @@ class Trainer:
             self.modules.load_state_dict(state["modules"])
         except RuntimeError as error:
             raise CheckpointError(f"{path} belongs to another model; choose another --run folder ({error})") from None
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         torch._foreach_copy_(self.ema, state["ema"])
         self.step = state["step"]
         self.schedule = replace(self.schedule, steps=self.schedule.steps or state["steps"])
@@ -165,14 +180,16 @@ class Trainer:
         return self.step == self.schedule.steps
 
     def _optimize(self, loss: Loss) -> dict[str, Tensor]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr_at(self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.lr_at(self.step)
         values = loss(self.step)
         values["loss"].backward()
         self._average_gradients()
         values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.schedule.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         beta = (1 - 1 / (self.step + 1)) ** (self.gamma + 1)
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - beta)
         self.step += 1
