@@ -3,7 +3,8 @@
 One program computes rows of one query block of one head: online softmax in powers of two (FlashAttention-2, arXiv
 2307.08691, algorithm 1) over the blocks that the map names. q, k and v are read where they lie, with their strides.
 The last block of the map is the only one that can reach past the end, because the map ascends: it goes first, masked,
-and the loop over all others needs no mask.
+and the loop over all others needs no mask. The loop can multiply ahead for the next block while the tensor cores would
+wait for a softmax (`Launch.ahead`; FlashAttention-3, arXiv 2407.08608, section 3.2).
 
 The same kernel does three things more. With 8-bit inputs (`sage_triton.py` makes them) it computes SageAttention's
 arithmetic. Without a map it is dense. Given the state of the linear part (`linear_triton.py`) it adds the projected
@@ -44,11 +45,18 @@ class Launch:
     """How programs are laid out; what is fastest is for benchmarks/attention.py to say."""
 
     rows: int = 128  # of q a program, at most a block
-    num_warps: int = 8
+    num_warps: int | None = None  # a warp for 16 rows if None; never more
     num_stages: int = 3  # depth of the software pipeline
     maxnreg: int | None = None  # registers a thread; None leaves it to the compiler
-    # Hopper adds fp8 products with some 14 bits: leave that sum after each key block, or at the end.
+    # Hopper adds fp8 products with 14 bits: leave that sum after each key block, or never.
     exact_sums: bool = True
+    ahead: bool = False  # multiply q with a key block before the softmax of the one before it
+    split: bool = False  # multiply v's halves of columns one after the other: fewer registers wait for a sum
+
+
+# By benchmarks/attention.py --tune on an H200, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
+# 1.06 ms (three programs fit a multiprocessor), where the defaults above take 1.49.
+EIGHT_BIT_LAUNCH = Launch(rows=64, num_stages=2, maxnreg=168)
 
 
 @dataclass(frozen=True)
@@ -71,22 +79,36 @@ class Scales:
 
 
 @triton.jit
-def _block_step(
-    acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, scale,
-    BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, EXACT_SUMS: tl.constexpr, MASK: tl.constexpr,
+def _scores(
+    q, k_desc, k_scale_ptr, block, b, h, S, scale,
+    BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """One key block of the online softmax; `largest` is the maximum so far of the scores in powers of two."""
+    """q k^T of one key block, float32, with _MAGIC added if asked, and what to multiply it with."""
     k = k_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
-    offset = 0.0
     if EIGHT_BITS:
         scale *= tl.load(k_scale_ptr + block)
-    if q.dtype == tl.int8:
+    if MAGIC:
         scores = (tl.dot(q, k.T) + _MAGIC_BITS).to(tl.float32, bitcast=True)
-        offset = _MAGIC * scale
+    elif q.dtype == tl.int8:
+        scores = tl.dot(q, k.T).to(tl.float32)
     else:
         scores = tl.dot(q, k.T, input_precision="ieee")
     if MASK:
         scores = tl.where((block * BLOCK_K + tl.arange(0, BLOCK_K) < S)[None, :], scores, float("-inf"))
+    return scores, scale
+
+
+@triton.jit
+def _softmax_step(
+    acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
+    BLOCK_K: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, EXACT_SUMS: tl.constexpr,
+    SPLIT: tl.constexpr,
+):  # fmt: skip
+    """One key block of the online softmax; `largest` is the maximum so far of the scores in powers of two.
+
+    `acc` has all columns of the output, or with SPLIT the first half and `more` the second.
+    """
+    offset = _MAGIC * scale if MAGIC else 0.0
     now = tl.maximum(largest, tl.max(scores, 1) * scale - offset)
     rescale = tl.exp2(largest - now)
     if EIGHT_BITS:
@@ -94,19 +116,36 @@ def _block_step(
     p = tl.exp2(scores * scale - (now + offset)[:, None])
     total = total * rescale + tl.sum(p, 1)
     if EIGHT_BITS:
-        v = v_desc.load([b * H + h, block, 0, 0]).reshape(D, BLOCK_K)
         # The accumulator of q k^T and the fp8 operand of p v spread a row over the threads of a warp differently. This
         # order of the keys, in which v is stored too, leaves each probability in the thread that computed it.
         ROWS: tl.constexpr = p.shape[0]
-        p = p.to(v.dtype).reshape(ROWS, BLOCK_K // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, BLOCK_K)
-        if EXACT_SUMS:
-            acc = acc * rescale[:, None] + tl.dot(p, v.T, max_num_imprecise_acc=BLOCK_K)
-        else:
-            acc = tl.dot(p, v.T, acc * rescale[:, None], max_num_imprecise_acc=BLOCK_K)
+        p = p.to(v_desc.dtype).reshape(ROWS, BLOCK_K // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, BLOCK_K)
     else:
-        v = v_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
-        acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision="ieee")
-    return acc, total, now
+        p = p.to(v_desc.dtype)
+    acc = _add_values(acc, rescale, p, v_desc, block, b, h, H, 0, BLOCK_K, EIGHT_BITS, EXACT_SUMS)
+    if SPLIT:
+        more = _add_values(more, rescale, p, v_desc, block, b, h, H, more.shape[1], BLOCK_K, EIGHT_BITS, EXACT_SUMS)
+    return acc, more, total, now
+
+
+@triton.jit
+def _add_values(
+    acc, rescale, p, v_desc, block, b, h, H, column,
+    BLOCK_K: tl.constexpr, EIGHT_BITS: tl.constexpr, EXACT_SUMS: tl.constexpr,
+):  # fmt: skip
+    """acc * rescale + p v, for as many columns of v from `column` as `acc` has."""
+    COLUMNS: tl.constexpr = acc.shape[1]
+    acc *= rescale[:, None]
+    if EIGHT_BITS:
+        v = v_desc.load([b * H + h, block, column, 0]).reshape(COLUMNS, BLOCK_K)
+        if EXACT_SUMS:
+            acc += tl.dot(p, v.T, max_num_imprecise_acc=BLOCK_K)
+        else:
+            acc = tl.dot(p, v.T, acc)
+    else:
+        v = v_desc.load([b, block * BLOCK_K, h, column]).reshape(BLOCK_K, COLUMNS)
+        acc = tl.dot(p, v, acc, input_precision="ieee")
+    return acc
 
 
 @triton.jit
@@ -144,7 +183,8 @@ def _forward_kernel(
     raw_q_ptr, state_ptr, key_sum_ptr, bias_ptr, raw_b, raw_l, raw_h,
     L, S, H, kept, softmax_scale,
     ROWS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr,
-    GATHER: tl.constexpr, LINEAR: tl.constexpr, LSE: tl.constexpr, EXACT_SUMS: tl.constexpr,
+    GATHER: tl.constexpr, LINEAR: tl.constexpr, LSE: tl.constexpr, EXACT_SUMS: tl.constexpr, SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(L / ROWS), B * H); the output is contiguous [B, L, H, D] and softmax_scale has log2(e) in it."""
     start = tl.program_id(0) * ROWS
@@ -167,18 +207,44 @@ def _forward_kernel(
 
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, D], tl.float32)
+    acc = tl.zeros([ROWS, D // 2 if SPLIT else D], tl.float32)
+    more = tl.zeros([ROWS, D // 2 if SPLIT else 1], tl.float32)
+    # The addition turns into the sum's first value, a copy; where scores are copied anyway, a conversion does it.
+    MAGIC: tl.constexpr = q.dtype == tl.int8 and not AHEAD
     block = tl.load(map_ptr + kept - 1) if GATHER else kept - 1
-    acc, total, largest = _block_step(
-        acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, softmax_scale,
-        BLOCK_K, D, EIGHT_BITS, EXACT_SUMS, True,
+    scores, scale = _scores(
+        q, k_desc, k_scale_ptr, block, b, h, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, True
     )  # fmt: skip
+    if not AHEAD:
+        acc, more, total, largest = _softmax_step(
+            acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
+            BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
+        )  # fmt: skip
     for j in range(kept - 1):
         block = tl.load(map_ptr + j) if GATHER else j
-        acc, total, largest = _block_step(
-            acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, b, h, S, H, softmax_scale,
-            BLOCK_K, D, EIGHT_BITS, EXACT_SUMS, False,
+        following, following_scale = _scores(
+            q, k_desc, k_scale_ptr, block, b, h, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
         )  # fmt: skip
+        if AHEAD:
+            # The tensor cores multiply for this block while the softmax of the one before it goes on.
+            before = tl.where(j > 0, j - 1, kept - 1)
+            block = tl.load(map_ptr + before) if GATHER else before
+        else:
+            scores, scale = following, following_scale
+        acc, more, total, largest = _softmax_step(
+            acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
+            BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
+        )  # fmt: skip
+        scores, scale = following, following_scale
+    if AHEAD:
+        block = tl.where(kept > 1, kept - 2, 0)
+        block = tl.load(map_ptr + block) if GATHER else block
+        acc, more, total, largest = _softmax_step(
+            acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
+            BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
+        )  # fmt: skip
+    if SPLIT:
+        acc = tl.join(acc, more).permute(0, 2, 1).reshape(ROWS, D)
 
     if LSE:
         tl.store(lse_ptr + bh.to(tl.int64) * L + rows, (largest + tl.log2(total)) * _LN2, mask=row_mask)
@@ -210,7 +276,7 @@ def sparse_forward(
     check_sizes("sparse_attention", q_BLHD.shape[-1], block_q, block_k)
     launch = launch or Launch()
     k = describe(k_BLHD, block_k)
-    v = describe(v_BLHD, block_k)
+    v = describe(v_BLHD, block_k, parts=1 + launch.split)
     q = describe(q_BLHD, min(launch.rows, block_q))
     out = torch.empty(q_BLHD.shape, dtype=q_BLHD.dtype, device=q_BLHD.device)
     B, L, H, _ = q_BLHD.shape
@@ -241,6 +307,10 @@ def launch_forward(
     """
     B, L, H, D = out_BLHD.shape
     rows = min(launch.rows, block_q)
+    warps = launch.num_warps or rows // 16
+    if warps > rows // 16:
+        # Compiled for Hopper, 8 warps on 64 rows read and write where they must not.
+        raise ValueError(f"sparse_attention: {rows} rows take at most {rows // 16} warps, got {warps}")
     kept = -(-keys // block_k) if map_BHNK is None else map_BHNK.shape[-1]
     raw = linear.q_BLHD if linear is not None else out_BLHD
     assert raw.stride(-1) == 1, "the linear term reads q by its rows"
@@ -251,15 +321,18 @@ def launch_forward(
         *raw.stride()[:3], L, keys, H, kept, D**-0.5 * LOG2E,
         ROWS=rows, BLOCK_Q=block_q, BLOCK_K=block_k, D=D, EIGHT_BITS=scales is not None,
         GATHER=map_BHNK is not None, LINEAR=linear is not None, LSE=lse_BHL is not None,
-        EXACT_SUMS=launch.exact_sums,
-        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
+        EXACT_SUMS=launch.exact_sums, SPLIT=launch.split, AHEAD=launch.ahead,
+        num_warps=warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
     )  # fmt: skip
 
 
-def describe(x_BLHD: Tensor, rows: int) -> TensorDescriptor:
-    """A descriptor that loads [1, rows, 1, D]; rows past the end are zeros. Copies x only if it cannot be described."""
+def describe(x_BLHD: Tensor, rows: int, parts: int = 1) -> TensorDescriptor:
+    """A descriptor that loads [1, rows, 1, D / parts]; rows past the end are zeros.
+
+    Copies x only if it cannot be described.
+    """
     x = described(x_BLHD)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1]])
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1] // parts])
 
 
 def described(x: Tensor) -> Tensor:
