@@ -69,7 +69,15 @@ def test_dense_is_as_exact_as_its_emulation(tokens, keys, head_dim, block_k, qk,
 
 
 @pytest.mark.parametrize(
-    "launch", [Launch(), Launch(rows=64, exact_sums=False), Launch(ahead=True), Launch(ahead=True, split=True)]
+    "launch",
+    [
+        Launch(),
+        Launch(rows=64, exact_sums=False),
+        Launch(ahead=True),
+        Launch(ahead=True, split=True),
+        Launch(pair=True),
+        Launch(pair=True, exact_sums=False),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sparse_is_as_exact_as_its_emulation(dtype, launch, poisoned):

@@ -51,6 +51,7 @@ class Launch:
     # Hopper adds fp8 products with 14 bits: leave that sum after each key block, or never.
     exact_sums: bool = True
     ahead: bool = False  # multiply q with a key block before the softmax of the one before it
+    pair: bool = False  # two key blocks a step
     split: bool = False  # multiply v's halves of columns one after the other: fewer registers wait for a sum
 
 
@@ -115,17 +116,60 @@ def _softmax_step(
         offset -= _LOG2_FP8_MAX
     p = tl.exp2(scores * scale - (now + offset)[:, None])
     total = total * rescale + tl.sum(p, 1)
-    if EIGHT_BITS:
-        # The accumulator of q k^T and the fp8 operand of p v spread a row over the threads of a warp differently. This
-        # order of the keys, in which v is stored too, leaves each probability in the thread that computed it.
-        ROWS: tl.constexpr = p.shape[0]
-        p = p.to(v_desc.dtype).reshape(ROWS, BLOCK_K // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, BLOCK_K)
-    else:
-        p = p.to(v_desc.dtype)
+    p = _low(p, v_desc, BLOCK_K, EIGHT_BITS)
     acc = _add_values(acc, rescale, p, v_desc, block, b, h, H, 0, BLOCK_K, EIGHT_BITS, EXACT_SUMS)
     if SPLIT:
         more = _add_values(more, rescale, p, v_desc, block, b, h, H, more.shape[1], BLOCK_K, EIGHT_BITS, EXACT_SUMS)
     return acc, more, total, now
+
+
+@triton.jit
+def _pair_step(
+    acc, total, largest, q, k_desc, v_desc, k_scale_ptr, one, two, b, h, S, H, scale,
+    BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, EXACT_SUMS: tl.constexpr,
+):  # fmt: skip
+    """Two key blocks of the online softmax at once: one rescaling and one sum of products for both."""
+    scores, scale_one = _scores(
+        q, k_desc, k_scale_ptr, one, b, h, S, scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
+    )  # fmt: skip
+    others, scale_two = _scores(
+        q, k_desc, k_scale_ptr, two, b, h, S, scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
+    )  # fmt: skip
+    offset_one = _MAGIC * scale_one if MAGIC else 0.0
+    offset_two = _MAGIC * scale_two if MAGIC else 0.0
+    top = tl.maximum(tl.max(scores, 1) * scale_one - offset_one, tl.max(others, 1) * scale_two - offset_two)
+    now = tl.maximum(largest, top)
+    rescale = tl.exp2(largest - now)
+    if EIGHT_BITS:
+        offset_one -= _LOG2_FP8_MAX
+        offset_two -= _LOG2_FP8_MAX
+    p = tl.exp2(scores * scale_one - (now + offset_one)[:, None])
+    others = tl.exp2(others * scale_two - (now + offset_two)[:, None])
+    total = total * rescale + tl.sum(p + others, 1)
+    p = _low(p, v_desc, BLOCK_K, EIGHT_BITS)
+    others = _low(others, v_desc, BLOCK_K, EIGHT_BITS)
+    if EIGHT_BITS and EXACT_SUMS:
+        both = _add_values(tl.zeros_like(acc), None, p, v_desc, one, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
+        both = _add_values(both, None, others, v_desc, two, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
+        acc = acc * rescale[:, None] + both
+    else:
+        acc = _add_values(acc, rescale, p, v_desc, one, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
+        acc = _add_values(acc, None, others, v_desc, two, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
+    return acc, total, now
+
+
+@triton.jit
+def _low(p, v_desc, BLOCK_K: tl.constexpr, EIGHT_BITS: tl.constexpr):
+    """Probabilities in v's dtype.
+
+    The accumulator of q k^T and the fp8 operand of p v spread a row over the threads of a warp differently. The order
+    of the keys in which v is stored in 8 bits leaves each probability in the thread that computed it.
+    """
+    p = p.to(v_desc.dtype)
+    if EIGHT_BITS:
+        ROWS: tl.constexpr = p.shape[0]
+        p = p.reshape(ROWS, BLOCK_K // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, BLOCK_K)
+    return p
 
 
 @triton.jit
@@ -135,7 +179,8 @@ def _add_values(
 ):  # fmt: skip
     """acc * rescale + p v, for as many columns of v from `column` as `acc` has."""
     COLUMNS: tl.constexpr = acc.shape[1]
-    acc *= rescale[:, None]
+    if rescale is not None:
+        acc *= rescale[:, None]
     if EIGHT_BITS:
         v = v_desc.load([b * H + h, block, column, 0]).reshape(COLUMNS, BLOCK_K)
         if EXACT_SUMS:
@@ -184,7 +229,7 @@ def _forward_kernel(
     L, S, H, kept, softmax_scale,
     ROWS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr,
     GATHER: tl.constexpr, LINEAR: tl.constexpr, LSE: tl.constexpr, EXACT_SUMS: tl.constexpr, SPLIT: tl.constexpr,
-    AHEAD: tl.constexpr,
+    AHEAD: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(L / ROWS), B * H); the output is contiguous [B, L, H, D] and softmax_scale has log2(e) in it."""
     start = tl.program_id(0) * ROWS
@@ -220,7 +265,15 @@ def _forward_kernel(
             acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
             BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
         )  # fmt: skip
-    for j in range(kept - 1):
+    pairs = (kept - 1) // 2 if PAIR else 0
+    for j in range(pairs):
+        one = tl.load(map_ptr + 2 * j) if GATHER else 2 * j
+        two = tl.load(map_ptr + 2 * j + 1) if GATHER else 2 * j + 1
+        acc, total, largest = _pair_step(
+            acc, total, largest, q, k_desc, v_desc, k_scale_ptr, one, two, b, h, S, H, softmax_scale,
+            BLOCK_K, D, EIGHT_BITS, MAGIC, EXACT_SUMS,
+        )  # fmt: skip
+    for j in range(2 * pairs, kept - 1):
         block = tl.load(map_ptr + j) if GATHER else j
         following, following_scale = _scores(
             q, k_desc, k_scale_ptr, block, b, h, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
@@ -311,6 +364,8 @@ def launch_forward(
     if warps > rows // 16:
         # Compiled for Hopper, 8 warps on 64 rows read and write where they must not.
         raise ValueError(f"sparse_attention: {rows} rows take at most {rows // 16} warps, got {warps}")
+    if launch.pair and (launch.ahead or launch.split):
+        raise ValueError("sparse_attention: pair goes neither with ahead nor with split")
     kept = -(-keys // block_k) if map_BHNK is None else map_BHNK.shape[-1]
     raw = linear.q_BLHD if linear is not None else out_BLHD
     assert raw.stride(-1) == 1, "the linear term reads q by its rows"
@@ -321,7 +376,7 @@ def launch_forward(
         *raw.stride()[:3], L, keys, H, kept, D**-0.5 * LOG2E,
         ROWS=rows, BLOCK_Q=block_q, BLOCK_K=block_k, D=D, EIGHT_BITS=scales is not None,
         GATHER=map_BHNK is not None, LINEAR=linear is not None, LSE=lse_BHL is not None,
-        EXACT_SUMS=launch.exact_sums, SPLIT=launch.split, AHEAD=launch.ahead,
+        EXACT_SUMS=launch.exact_sums, SPLIT=launch.split, AHEAD=launch.ahead, PAIR=launch.pair,
         num_warps=warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
     )  # fmt: skip
 
