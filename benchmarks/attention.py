@@ -31,7 +31,7 @@ from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.attention.linear_triton import key_state, linear_forward
 from turbodiffusion.ops.attention.quantize_triton import pack, pool
 from turbodiffusion.ops.attention.sage_triton import attend_packed, sage_attention, sage_sparse_attention
-from turbodiffusion.ops.attention.sparse_triton import EIGHT_BIT_LAUNCH, Launch, sparse_forward
+from turbodiffusion.ops.attention.sparse_triton import HOPPER_EIGHT_BITS, Launch, sparse_forward
 from turbodiffusion.results import Row, write_results
 
 SIZES = {"480p": (32760, 12), "720p": (75600, 40)}  # tokens and heads: 1.3B at 832x480, 14B at 1280x720
@@ -49,7 +49,7 @@ MODULE_TARGET_MS = 1.3
 # registers let three programs of 4 warps share a multiprocessor, 128 two of 8 warps.
 TUNING = {
     "int8": (
-        EIGHT_BIT_LAUNCH,
+        HOPPER_EIGHT_BITS,
         Launch(rows=64, num_stages=2, maxnreg=168, pair=True),
         Launch(rows=64, num_stages=2, maxnreg=168, pair=True, exact_sums=False),
         Launch(num_stages=2, pair=True),

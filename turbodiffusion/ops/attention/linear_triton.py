@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiffusion.ops.attention.sparse_triton import LOG2E, add_linear, check_sizes, describe, described
+from turbodiffusion.ops.linear import gemm_triton
 
 # Programs of the pass over the keys: two for each multiprocessor of the largest GPUs; more would write more parts.
 PROGRAMS = 264
@@ -152,9 +153,11 @@ def key_state(k_BSHD: Tensor, v_BSHD: Tensor, block_k: int, proj_weight_DD: Tens
     parts = -(-blocks // blocks_each)
     new = partial(torch.empty, dtype=torch.float32, device=k_BSHD.device)
     part, vectors, pooled = new(parts, B, H, D, D), new(parts, B, H, 3, D), new(B, H, blocks, D)
+    # Two programs fit a multiprocessor. Other families hold an operand in registers that wgmma reads from memory.
+    registers = 128 if gemm_triton.capability(k_BSHD.device)[0] == 9 else None
     _key_kernel[(parts, B * H)](
         describe(k_BSHD, _ROWS), describe(v_BSHD, _ROWS), part, vectors, pooled, S, H, blocks, blocks_each,
-        BLOCK=block_k, ROWS=_ROWS, D=D, num_warps=8, num_stages=3, maxnreg=128,
+        BLOCK=block_k, ROWS=_ROWS, D=D, num_warps=8, num_stages=3, maxnreg=registers,
     )  # fmt: skip
     state = torch.empty(B, H, D, D, dtype=k_BSHD.dtype, device=k_BSHD.device)
     key_sum, mean, largest = new(B, H, D), new(B, H, D), new(B, H, D)

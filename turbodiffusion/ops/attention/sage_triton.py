@@ -11,10 +11,10 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from turbodiffusion.ops.attention.linear_triton import key_state
 from turbodiffusion.ops.attention.quantize_triton import Packed, pack
 from turbodiffusion.ops.attention.sparse_triton import (
-    EIGHT_BIT_LAUNCH,
     Launch,
     LinearTerm,
     check_sizes,
+    eight_bit_launch,
     launch_forward,
 )
 
@@ -31,7 +31,7 @@ def attend_packed(
 ) -> Tensor:
     """Attention in 8 bits over the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
     block_q, block_k, D = packed.q.shape[3], packed.k.shape[3], shape[3]
-    launch = launch or EIGHT_BIT_LAUNCH
+    launch = launch or eight_bit_launch(packed.q.device)
     q, v = packed.q.flatten(0, 3), packed.v.flatten(0, 1)
     k = packed.k.flatten(2, 3).transpose(1, 2)
     out = torch.empty(shape, dtype=dtype, device=packed.q.device)

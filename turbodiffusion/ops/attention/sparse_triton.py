@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbodiffusion.ops.linear import gemm_triton
+
 LOG2E = 1.4426950408889634
 _LOG2E = tl.constexpr(LOG2E)
 _LN2 = tl.constexpr(0.6931471805599453)
@@ -57,7 +59,7 @@ class Launch:
 
 # By benchmarks/attention.py --tune on an H200, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
 # 1.06 ms (three programs fit a multiprocessor), where the defaults above take 1.49.
-EIGHT_BIT_LAUNCH = Launch(rows=64, num_stages=2, maxnreg=168)
+HOPPER_EIGHT_BITS = Launch(rows=64, num_stages=2, maxnreg=168)
 
 
 @dataclass(frozen=True)
@@ -379,6 +381,11 @@ def launch_forward(
         EXACT_SUMS=launch.exact_sums, SPLIT=launch.split, AHEAD=launch.ahead, PAIR=launch.pair,
         num_warps=warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
     )  # fmt: skip
+
+
+def eight_bit_launch(device: torch.device) -> Launch:
+    """What is fastest for 8-bit inputs. Other families hold more in registers: the bound for Hopper would spill."""
+    return HOPPER_EIGHT_BITS if gemm_triton.capability(device)[0] == 9 else Launch()
 
 
 def describe(x_BLHD: Tensor, rows: int, parts: int = 1) -> TensorDescriptor:
