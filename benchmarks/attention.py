@@ -29,7 +29,7 @@ from turbodiffusion.ops.attention import sage, sagesla, sla, sla_triton
 from turbodiffusion.ops.attention.block_map_triton import block_map, choose_blocks
 from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.attention.linear_triton import key_state, linear_forward
-from turbodiffusion.ops.attention.quantize_triton import pack, pool
+from turbodiffusion.ops.attention.quantize_triton import pack, query_pass
 from turbodiffusion.ops.attention.sage_triton import attend_packed, sage_attention, sage_sparse_attention
 from turbodiffusion.ops.attention.sparse_triton import HOPPER_EIGHT_BITS, Launch, sparse_forward
 from turbodiffusion.results import Row, write_results
@@ -236,7 +236,7 @@ def time_all(report: Report, x: Inputs, size: str) -> None:
     kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, TOPK)
     tflop = dense_tflop * kept.shape[-1] / -(-tokens // 64)
     shape, dtype = x.q.shape, x.q.dtype
-    term = sla_triton.linear_term(x.q, keys, x.bias)
+    term = sla_triton.linear_term(x.q, keys, packed.shift_BHL, x.bias)
     proj = (x.weight, x.bias, TOPK, 128, 64)
 
     def sagesla_module() -> Tensor:
@@ -261,7 +261,7 @@ def time_all(report: Report, x: Inputs, size: str) -> None:
     report.time(f"sparse.{size}", lambda: sparse_forward(x.q, x.k, x.v, kept, 128, 64), tflop)
     report.time(f"key_pass.{size}", lambda: key_state(x.k, x.v, 64, x.weight))
     report.time(f"pack.{size}", lambda: pack(x.q, x.k, x.v, keys, 128, 64, "int8"))
-    report.time(f"pool.{size}", lambda: pool(x.q, 128))
+    report.time(f"query_pass.{size}", lambda: query_pass(x.q, 128, keys))
     report.time(f"choose.{size}", lambda: choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, TOPK))
     scores = pooled_q @ (keys.pooled_BHND - keys.mean_BHD[:, :, None]).mT
     report.time(f"torch.topk.{size}", lambda: scores.topk(kept.shape[-1], dim=-1).indices.sort(dim=-1))
@@ -297,7 +297,7 @@ def tune(x: Inputs, size: str) -> None:
     keys = key_state(x.k, x.v, 64, x.weight)
     packed, pooled_q = pack(x.q, x.k, x.v, keys, 128, 64, "int8")
     kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, TOPK)
-    term = sla_triton.linear_term(x.q, keys, x.bias)
+    term = sla_triton.linear_term(x.q, keys, packed.shift_BHL, x.bias)
     runs: dict[str, Callable[[Launch], Tensor]] = {
         "int8": lambda launch: attend_packed(packed, kept, x.q.shape, tokens, x.q.dtype, linear=term, launch=launch),
         "bf16": lambda launch: sparse_forward(x.q, x.k, x.v, kept, 128, 64, linear=term, launch=launch)[0],

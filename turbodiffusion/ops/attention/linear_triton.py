@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiffusion.ops.attention.sparse_triton import LOG2E, add_linear, check_sizes, describe, described
+from turbodiffusion.ops.attention.sparse_triton import LOG2E, add_linear, check_sizes, describe, described, row_shift
 from turbodiffusion.ops.linear import gemm_triton
 
 # Programs of the pass over the keys: two for each multiprocessor of the largest GPUs; more would write more parts.
@@ -138,8 +138,11 @@ def _output_kernel(
     row = tl.arange(0, ROWS)[:, None]
     mask = start + row < L
     q_ptrs = q_ptr + b * q_b + h.to(tl.int64) * q_h + start.to(tl.int64) * q_l + row * q_l
+    column = tl.arange(0, D)
+    q = tl.load(q_ptrs + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    shift = row_shift(q, tl.load(key_sum_ptr + bh * D + column))
     acc = tl.zeros([ROWS, D], tl.float32)
-    acc = add_linear(acc, q_ptrs, mask, state_ptr + bh * D * D, key_sum_ptr + bh * D, D)
+    acc = add_linear(acc, q_ptrs, mask, shift, state_ptr + bh * D * D, D)
     out_ptrs = out_ptr + ((b * L + start) * H + h) * D + row * (H * D) + tl.arange(0, D)[None, :]
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
