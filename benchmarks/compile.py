@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from turbodiffusion.ops.attention import sla_triton
 from turbodiffusion.ops.linear import gemm_triton
 from turbodiffusion.ops.linear.quantize_triton import quantize_blocks, quantize_rows
 from turbodiffusion.ops.norm.gate_triton import add_gated
@@ -103,6 +104,11 @@ def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...])
     for block in (None, 128):
         yield f"norm rope {block or ''}", lambda block=block: norm_rope(x, weight, turns, heads, EPS, block)
     yield "gate", lambda: add_gated(x, x, w)
+    q, k, v = torch.empty(1, TOKENS, 3, heads, width // heads, dtype=low).unbind(2)
+    proj = (torch.empty(width // heads, width // heads), torch.empty(width // heads), 0.1, 128, 64)
+    if FP8 in formats:
+        yield "sagesla", lambda: sla_triton.sagesla_attention(q, k, v, *proj, "int8")
+    yield "sla", lambda: sla_triton.sla_attention(q, k, v, *proj)
 
 
 def main() -> int:
@@ -125,12 +131,16 @@ def main() -> int:
                 compiled.clear()
                 try:
                     call()
-                    line = report(compiled[-1])
-                    if compiled[-1].metadata.shared > TARGETS[target]:
-                        failed, line = True, line + "  TOO MUCH SHARED MEMORY"
+                    lines = [(kernel.metadata.name, report(kernel)) for kernel in compiled]
+                    if any(kernel.metadata.shared > TARGETS[target] for kernel in compiled):
+                        failed, lines = True, [*lines, ("", "TOO MUCH SHARED MEMORY")]
                 except Exception as failure:
-                    failed, line = True, f"FAILED {type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
-                print(f"sm_{target:<4}{width:>5}  {name:<28} {line}", flush=True)
+                    failed, lines = (
+                        True,
+                        [("", f"FAILED {type(failure).__name__}: {str(failure).splitlines()[0][:200]}")],
+                    )
+                for kernel, line in lines:
+                    print(f"sm_{target:<4}{width:>5}  {name:<26} {kernel:<16} {line}", flush=True)
     return 1 if failed else 0
 
 

@@ -39,6 +39,22 @@ def test_equals_the_reference(tokens, head_dim, block_q, block_k, rows, dtype, t
     assert relative_l2(lse, expected_lse) < FLOAT32
 
 
+@pytest.mark.parametrize("launch", [{"ahead": True}, {"split": True}, {"ahead": True, "split": True}, {"pair": True}])
+@pytest.mark.parametrize("topk", [0.01, 0.5, 0.9])
+def test_every_way_through_the_blocks(launch, topk, poisoned):
+    """1, 2 and 4 kept blocks of 5; the last is ragged."""
+    q, k, v = attention_inputs(300, 64, device=DEVICE)
+    (out, lse), (expected, expected_lse) = both(q, k, v, 128, 64, topk=topk, **launch)
+    assert relative_l2(out, expected) < FLOAT32
+    assert relative_l2(lse, expected_lse) < FLOAT32
+
+
+def test_more_warps_than_rows_are_refused():
+    q, k, v = attention_inputs(8, 64, device=DEVICE)
+    with pytest.raises(ValueError, match="64 rows take at most 4 warps, got 8"):
+        both(q, k, v, 64, 64, num_warps=8)
+
+
 def test_batches_and_heads_with_strides(poisoned):
     """Two heads and two batches inside one projection of q, k and v: read where they lie, and not beyond."""
     qkv = torch.full((2, 140, 3, 2, 80), torch.nan, device=DEVICE)

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiffusion.ops.attention.linear_triton import KeyState
-from turbodiffusion.ops.attention.sparse_triton import Scales, describe
+from turbodiffusion.ops.attention.sparse_triton import Scales, describe, row_shift
 from turbodiffusion.ops.rounding import FP8
 from turbodiffusion.ops.rounding_triton import largest_magnitude, levels_of, to_8bit
 
@@ -32,14 +32,16 @@ class Packed:
     k: Tensor  # [B, H, N, block_k, D], less the mean over the sequence
     v: Tensor  # fp8 [B, H, N, D, block_k], keys in KEY_ORDER
     scales: Scales
+    shift_BHL: Tensor  # of q's rows for the linear term, float32: see `sparse_triton.row_shift`
 
 
 @triton.jit(do_not_specialize=["L", "H"])
 def _row_kernel(
-    x_desc, mean_ptr, values_ptr, scale_ptr, pooled_ptr, L, H,
-    BLOCK: tl.constexpr, D: tl.constexpr, CENTRE: tl.constexpr, POOL: tl.constexpr, ROUND: tl.constexpr,
+    x_desc, mean_ptr, key_sum_ptr, values_ptr, scale_ptr, pooled_ptr, shift_ptr, L, H,
+    BLOCK: tl.constexpr, D: tl.constexpr, CENTRE: tl.constexpr, POOL: tl.constexpr, SHIFT: tl.constexpr,
+    ROUND: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks, B * H): the mean of a block of tokens, and the block, less `mean` if asked, in 8 bits."""
+    """Grid (blocks, B * H): of a block of tokens the mean, the shifts of its rows, and it, less `mean`, in 8 bits."""
     n = tl.program_id(0)
     bh = tl.program_id(1)
     block = (bh * tl.num_programs(0) + n).to(tl.int64)
@@ -48,6 +50,10 @@ def _row_kernel(
     x = x_desc.load([bh // H, n * BLOCK, bh % H, 0]).reshape(BLOCK, D).to(tl.float32)
     if POOL:
         tl.store(pooled_ptr + block * D + column, tl.sum(x, 0) / tl.minimum(L - n * BLOCK, BLOCK))
+    if SHIFT:
+        rows = n * BLOCK + tl.arange(0, BLOCK)
+        shift = row_shift(x, tl.load(key_sum_ptr + bh * D + column))
+        tl.store(shift_ptr + bh.to(tl.int64) * L + rows, shift, mask=rows < L)
     if ROUND:
         dtype: tl.constexpr = values_ptr.dtype.element_ty
         if CENTRE:
@@ -83,14 +89,19 @@ def pool(x_BLHD: Tensor, block: int) -> Tensor:
     return _rows(x_BLHD, block, pooled=True)[2]
 
 
+def query_pass(q_BLHD: Tensor, block_q: int, keys: KeyState) -> tuple[Tensor, Tensor]:
+    """`pool` and `Packed.shift_BHL` of q."""
+    return _rows(q_BLHD, block_q, pooled=True, key_sum_BHD=keys.key_sum_BHD)[2:]
+
+
 def pack(
     q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, keys: KeyState, block_q: int, block_k: int, qk: str
 ) -> tuple[Packed, Tensor]:
     """q, k and v in 8 bits, and the means of q's blocks; `keys` has k's mean and v's largest magnitudes."""
     if qk not in FORMATS:
         raise ValueError(f"qk: unknown format {qk!r}, expected 'int8' or 'fp8'")
-    q, q_scale, pooled = _rows(q_BLHD, block_q, FORMATS[qk], pooled=True)
-    k, k_scale, _ = _rows(k_BSHD, block_k, FORMATS[qk], mean_BHD=keys.mean_BHD)
+    q, q_scale, pooled, shift = _rows(q_BLHD, block_q, FORMATS[qk], pooled=True, key_sum_BHD=keys.key_sum_BHD)
+    k, k_scale, _, _ = _rows(k_BSHD, block_k, FORMATS[qk], mean_BHD=keys.mean_BHD)
     B, S, H, D = v_BSHD.shape
     blocks = -(-S // block_k)
     v = torch.empty(B, H, blocks, D, block_k, dtype=FP8, device=v_BSHD.device)
@@ -98,7 +109,7 @@ def pack(
     _value_kernel[(blocks, B * H)](
         v_BSHD, keys.largest_BHD, v, v_scale, *v_BSHD.stride(), S, H, BLOCK=block_k, D=D
     )  # fmt: skip
-    return Packed(q, k, v, Scales(q_scale, k_scale, v_scale)), pooled
+    return Packed(q, k, v, Scales(q_scale, k_scale, v_scale), shift), pooled
 
 
 def _rows(
@@ -107,17 +118,20 @@ def _rows(
     dtype: torch.dtype | None = None,
     *,
     mean_BHD: Tensor | None = None,
+    key_sum_BHD: Tensor | None = None,
     pooled: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, scales and means of x's blocks; what is not asked for is empty."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Values, scales and means of x's blocks, and shifts of its rows; what is not asked for is empty."""
     B, L, H, D = x_BLHD.shape
     blocks = -(-L // block)
     rounded = 0 if dtype is None else B
     values = torch.empty(rounded, H, blocks, block, D, dtype=dtype or torch.int8, device=x_BLHD.device)
     scale = torch.empty(rounded, H, blocks, dtype=torch.float32, device=x_BLHD.device)
     means = torch.empty(B if pooled else 0, H, blocks, D, dtype=torch.float32, device=x_BLHD.device)
+    shift = torch.empty(0 if key_sum_BHD is None else B, H, L, dtype=torch.float32, device=x_BLHD.device)
     _row_kernel[(blocks, B * H)](
-        describe(x_BLHD, block), mean_BHD, values, scale, means, L, H,
-        BLOCK=block, D=D, CENTRE=mean_BHD is not None, POOL=pooled, ROUND=dtype is not None,
+        describe(x_BLHD, block), mean_BHD, key_sum_BHD, values, scale, means, shift, L, H,
+        BLOCK=block, D=D, CENTRE=mean_BHD is not None, POOL=pooled, SHIFT=key_sum_BHD is not None,
+        ROUND=dtype is not None, num_warps=block // 16, maxnreg=128,
     )  # fmt: skip
-    return values, scale, means
+    return values, scale, means, shift

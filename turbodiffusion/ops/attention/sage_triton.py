@@ -10,7 +10,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turbodiffusion.ops.attention.linear_triton import key_state
 from turbodiffusion.ops.attention.quantize_triton import Packed, pack
-from turbodiffusion.ops.attention.sparse_triton import Launch, LinearTerm, check_sizes, launch_forward
+from turbodiffusion.ops.attention.sparse_triton import (
+    Launch,
+    LinearTerm,
+    check_sizes,
+    eight_bit_launch,
+    launch_forward,
+)
 
 
 def attend_packed(
@@ -25,14 +31,14 @@ def attend_packed(
 ) -> Tensor:
     """Attention in 8 bits over the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
     block_q, block_k, D = packed.q.shape[3], packed.k.shape[3], shape[3]
-    launch = launch or Launch()
+    launch = launch or eight_bit_launch(packed.q.device)
     q, v = packed.q.flatten(0, 3), packed.v.flatten(0, 1)
     k = packed.k.flatten(2, 3).transpose(1, 2)
     out = torch.empty(shape, dtype=dtype, device=packed.q.device)
     launch_forward(
         TensorDescriptor(q, list(q.shape), list(q.stride()), [min(launch.rows, block_q), D]),
         TensorDescriptor(k, list(k.shape), list(k.stride()), [1, block_k, 1, D]),
-        TensorDescriptor(v, list(v.shape), list(v.stride()), [1, 1, D, block_k]),
+        TensorDescriptor(v, list(v.shape), list(v.stride()), [1, 1, D // (1 + launch.split), block_k]),
         map_BHNK, out, None, keys, block_q, block_k, packed.scales, linear, launch,
     )  # fmt: skip
     return out

@@ -1,7 +1,8 @@
 """SLA and SageSLA from their Triton kernels, and their gradients.
 
 Without a gradient the whole module is a few launches: one pass over k and v (their state, means and magnitudes), one
-over q (block means), or q, k and v in 8 bits; the choice of blocks; and the sparse kernel, which adds the linear term.
+over q (block means, what normalizes phi) or over each of q, k and v (8 bits, too); the choice of blocks; and the sparse
+kernel, which adds the linear term.
 With one, the two terms are functions of their own and proj_l is PyTorch's linear layer.
 """
 
@@ -15,7 +16,7 @@ from torch.nn.functional import linear
 from turbodiffusion.ops.attention.block_map_triton import block_map, choose_blocks
 from turbodiffusion.ops.attention.linear_backward_triton import linear_backward
 from turbodiffusion.ops.attention.linear_triton import KeyState, key_state, linear_forward
-from turbodiffusion.ops.attention.quantize_triton import pack, pool
+from turbodiffusion.ops.attention.quantize_triton import pack, query_pass
 from turbodiffusion.ops.attention.sage_triton import attend_packed
 from turbodiffusion.ops.attention.sparse_backward_triton import sparse_backward
 from turbodiffusion.ops.attention.sparse_triton import Launch, LinearTerm, check_sizes, described, sparse_forward
@@ -83,8 +84,9 @@ def sla_attention(
         cheap = linear(cheap, proj_weight_DD.to(cheap.dtype), proj_bias_D.to(cheap.dtype))
         return sparse_attention(q_BLHD, k_BLHD, v_BLHD, kept, block_q, block_k) + cheap
     keys = key_state(k_BLHD, v_BLHD, block_k, proj_weight_DD)
-    kept = choose_blocks(pool(q_BLHD, block_q), keys.pooled_BHND, keys.mean_BHD, topk)
-    term = linear_term(q_BLHD, keys, proj_bias_D)
+    pooled_q, shift = query_pass(q_BLHD, block_q, keys)
+    kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, topk)
+    term = linear_term(q_BLHD, keys, shift, proj_bias_D)
     return sparse_forward(q_BLHD, k_BLHD, v_BLHD, kept, block_q, block_k, linear=term, launch=launch)[0]
 
 
@@ -105,10 +107,10 @@ def sagesla_attention(
     keys = key_state(k_BLHD, v_BLHD, block_k, proj_weight_DD)
     packed, pooled_q = pack(q_BLHD, k_BLHD, v_BLHD, keys, block_q, block_k, qk)
     kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, topk)
-    term = linear_term(q_BLHD, keys, proj_bias_D)
+    term = linear_term(q_BLHD, keys, packed.shift_BHL, proj_bias_D)
     return attend_packed(packed, kept, q_BLHD.shape, k_BLHD.shape[1], q_BLHD.dtype, linear=term, launch=launch)
 
 
-def linear_term(q_BLHD: Tensor, keys: KeyState, proj_bias_D: Tensor) -> LinearTerm:
+def linear_term(q_BLHD: Tensor, keys: KeyState, shift_BHL: Tensor, proj_bias_D: Tensor) -> LinearTerm:
     """What the sparse kernel needs to add the linear part; `keys` has its state with proj_l in it."""
-    return LinearTerm(described(q_BLHD), keys.state_BHDE, keys.key_sum_BHD, proj_bias_D.float().contiguous())
+    return LinearTerm(described(q_BLHD), keys.state_BHDE, shift_BHL, proj_bias_D.float().contiguous())

@@ -10,23 +10,24 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiffusion.ops.rounding_triton import gelu_tanh, largest_magnitude, levels_of, to_8bit
+from turbodiffusion.ops.rows_triton import largest_of_pieces, load_pieces, row_pieces, row_warps, store_pieces
 
 BLOCK = 128
-# Rows are held in registers: 64 values a thread at most, with the 16 warps of the widest.
-MAX_COLUMNS = 32768
 
 
 @triton.jit
-def _quantize_rows(x, y, scale, K, x_stride, x_step, GELU: tl.constexpr, WIDTH: tl.constexpr):  # one program a row
+def _quantize_rows(
+    x, y, scale, K, x_stride, x_step, GELU: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, WIDTH)
-    inside = columns < K
-    values = tl.load(x + row * x_stride + columns * x_step, mask=inside, other=0.0).to(tl.float32)
+    wide, rest = load_pieces(x + row * x_stride, K, x_step, WIDE, REST)
     if GELU:
-        values = gelu_tanh(values)
+        wide, rest = gelu_tanh(wide), gelu_tanh(rest)
     LEVELS: tl.constexpr = levels_of(y.dtype.element_ty)
-    amax = largest_magnitude(values, 0)
-    tl.store(y + row * K + columns, to_8bit(values * (LEVELS / amax), y.dtype.element_ty), mask=inside)
+    amax = largest_of_pieces(wide, rest)
+    factor = LEVELS / amax
+    wide, rest = to_8bit(wide * factor, y.dtype.element_ty), to_8bit(rest * factor, y.dtype.element_ty)
+    store_pieces(y + row * K, wide, rest, K)
     tl.store(scale + row, amax / LEVELS)
 
 
@@ -46,10 +47,12 @@ def _quantize_blocks(x, y, scale, M, K, x_stride, x_step, SIDE: tl.constexpr):
 def quantize_rows(x_MK: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
     """8-bit [M, K] and scale float32 [M]. Raises ValueError for rows of more than 32768 values."""
     M, K = x_MK.shape
-    width = row_width("quantize_rows", K)
+    wide, rest = row_pieces("quantize_rows", K)
     y, scale = x_MK.new_empty((M, K), dtype=dtype), x_MK.new_empty(M, dtype=torch.float32)
     if M:
-        _quantize_rows[(M,)](x_MK, y, scale, K, *x_MK.stride(), GELU=gelu, WIDTH=width, num_warps=row_warps(width))
+        _quantize_rows[(M,)](
+            x_MK, y, scale, K, *x_MK.stride(), GELU=gelu, WIDE=wide, REST=rest, num_warps=row_warps(wide, rest)
+        )
     return y, scale
 
 
@@ -61,15 +64,3 @@ def quantize_blocks(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     if M:
         _quantize_blocks[grid](x_MK, y, scale, M, K, *x_MK.stride(), SIDE=BLOCK, num_warps=8)
     return y, scale
-
-
-def row_width(op: str, columns: int) -> int:
-    """The power of two that holds a row. Raises ValueError where registers would not."""
-    if not 0 < columns <= MAX_COLUMNS:
-        raise ValueError(f"{op}: impl 'triton' takes rows of 1 to {MAX_COLUMNS} values, got {columns}; use 'reference'")
-    return triton.next_power_of_2(columns)
-
-
-def row_warps(width: int) -> int:
-    """Warps for a row held in registers: 16 values a thread, more where 16 warps do not suffice."""
-    return min(max(width // 512, 1), 16)

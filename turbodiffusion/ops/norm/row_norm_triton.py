@@ -4,8 +4,7 @@
     y = (x - mean) / sqrt(var + eps) * weight + bias            layer norm
     y = x / sqrt(mean(x^2) + eps) * weight                      RMS norm
 
-A row is held in registers in float32. A program takes several rows of one video and reads the float32 weights, twice
-as long as a bfloat16 row, once for all of them.
+A program holds a row in registers in float32 (`rows_triton.py`).
 """
 
 import torch
@@ -13,42 +12,47 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiffusion.ops.linear.quantize_triton import row_warps, row_width
-from turbodiffusion.ops.rounding_triton import largest_magnitude, levels_of, to_8bit
-
-ROWS = 16  # of a program
+from turbodiffusion.ops.rounding_triton import levels_of, to_8bit
+from turbodiffusion.ops.rows_triton import (
+    largest_of_pieces,
+    load_pieces,
+    row_pieces,
+    row_warps,
+    store_pieces,
+    sum_pieces,
+)
 
 
 @triton.jit
 def _norm(
     x, y, y_scale, weight, bias, L, M, x_batch, x_row, x_step, w_batch, b_batch, eps,
     CENTRE: tl.constexpr, ONE_PLUS: tl.constexpr, BIAS: tl.constexpr, QUANTIZE: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    WIDE: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    batch, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * ROWS
-    columns = tl.arange(0, WIDTH)
-    inside = columns < M
-    factor = tl.load(weight + batch * w_batch + columns, mask=inside, other=0.0).to(tl.float32)
+    row, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    wide, rest = load_pieces(x + batch * x_batch + row * x_row, M, x_step, WIDE, REST)
+    if CENTRE:
+        mean = sum_pieces(wide, rest) / M
+        wide -= mean
+        rest = tl.where(WIDE + tl.arange(0, REST) < M, rest - mean, 0.0)
+    factor = tl.rsqrt(sum_pieces(wide * wide, rest * rest) / M + eps)
+    wide_weight, rest_weight = load_pieces(weight + batch * w_batch, M, 1, WIDE, REST)
     if ONE_PLUS:
-        factor += 1
+        wide_weight += 1
+        rest_weight += 1
+    wide, rest = wide * factor * wide_weight, rest * factor * rest_weight
     if BIAS:
-        offset = tl.load(bias + batch * b_batch + columns, mask=inside, other=0.0).to(tl.float32)
-    x += batch * x_batch + first.to(tl.int64) * x_row
-    for row in range(tl.minimum(L - first, ROWS)):
-        values = tl.load(x + row * x_row + columns * x_step, mask=inside, other=0.0).to(tl.float32)
-        if CENTRE:
-            values = tl.where(inside, values - tl.sum(values, 0) / M, 0.0)
-        result = values * tl.rsqrt(tl.sum(values * values, 0) / M + eps) * factor
-        if BIAS:
-            result += offset
-        out = batch * L + first + row
-        if QUANTIZE:
-            LEVELS: tl.constexpr = levels_of(y.dtype.element_ty)
-            amax = largest_magnitude(result, 0)
-            tl.store(y + out * M + columns, to_8bit(result * (LEVELS / amax), y.dtype.element_ty), mask=inside)
-            tl.store(y_scale + out, amax / LEVELS)
-        else:
-            tl.store(y + out * M + columns, result.to(y.dtype.element_ty), mask=inside)
+        wide_bias, rest_bias = load_pieces(bias + batch * b_batch, M, 1, WIDE, REST)
+        wide += wide_bias
+        rest += rest_bias
+    out = batch * L + row
+    if QUANTIZE:
+        LEVELS: tl.constexpr = levels_of(y.dtype.element_ty)
+        amax = largest_of_pieces(wide, rest)
+        scale = LEVELS / amax
+        wide, rest = to_8bit(wide * scale, y.dtype.element_ty), to_8bit(rest * scale, y.dtype.element_ty)
+        tl.store(y_scale + out, amax / LEVELS)
+    store_pieces(y + out * M, wide, rest, M)
 
 
 def row_norm(
@@ -67,14 +71,14 @@ def row_norm(
     Raises ValueError for rows of more than 32768 values.
     """
     B, L, M = x_BLM.shape
-    width = row_width("row_norm", M)
+    wide, rest = row_pieces("row_norm", M)
     quantize = dtype.itemsize == 1
     y = x_BLM.new_empty((B, L, M), dtype=dtype)
     y_scale = x_BLM.new_empty((B, L), dtype=torch.float32) if quantize else None
     weight, bias = weight.contiguous(), None if bias is None else bias.contiguous()
     strides = (0 if w is None or w.ndim == 1 else M for w in (weight, bias))
     if y.numel():
-        _norm[(triton.cdiv(L, ROWS), B)](
+        _norm[(L, B)](
             x_BLM,
             y,
             y_scale,
@@ -89,8 +93,8 @@ def row_norm(
             ONE_PLUS=one_plus,
             BIAS=bias is not None,
             QUANTIZE=quantize,
-            ROWS=ROWS,
-            WIDTH=width,
-            num_warps=row_warps(width),
+            WIDE=wide,
+            REST=rest,
+            num_warps=row_warps(wide, rest),
         )
     return y, y_scale
