@@ -18,10 +18,12 @@ from turbodiffusion.checkpoint.folder import save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.errors import CheckpointError, MachineError, MissingFilesError, OutputError, RequestError
 from turbodiffusion.image import adaptive_size, fit, load_image
+from turbodiffusion.kinds import Kinds, choose_linears
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
-from turbodiffusion.pipeline import Kinds, _quant_linear, _Stages
+from turbodiffusion.ops.kernels import REFERENCE, TRITON
+from turbodiffusion.pipeline import _Stages
 from turbodiffusion.presets import find_model
 from turbodiffusion.request import Request
 from turbodiffusion.sampling import flow_times, noise, rcm_times, sample_flow
@@ -396,12 +398,14 @@ def test_8_bit_linears_by_default_where_memory_is_short():
     def gpu(gib):
         return memory.Machine("cuda", "card", gib * memory.GIB, gib * memory.GIB, 8)
 
-    large, demo = find_model("wan2.1-t2v-14b"), find_model("demo")
-    assert _quant_linear("auto", large, gpu(24)) == "int8_block"
-    assert _quant_linear("auto", large, gpu(80)) == "off"
-    assert _quant_linear("auto", demo, gpu(24)) == "off"
-    assert _quant_linear("auto", large, memory.machine("cpu")) == "off"
-    assert _quant_linear("fp8_row", demo, gpu(80)) == "fp8_row"
+    large, demo = (find_model(name).transformer for name in ("wan2.1-t2v-14b", "demo"))
+    for kernels, kind in ((REFERENCE, "int8_block"), (TRITON, "int8_row")):
+        assert choose_linears("auto", large, gpu(24), kernels) == kind
+        assert choose_linears("on", demo, gpu(80), kernels) == kind
+        assert choose_linears("auto", large, gpu(80), kernels) == "off"
+        assert choose_linears("auto", demo, gpu(24), kernels) == "off"
+        assert choose_linears("auto", large, memory.machine("cpu"), kernels) == "off"
+        assert choose_linears("fp8_row", demo, gpu(80), kernels) == "fp8_row"
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,8 @@ class WanConfig:
             raise ValueError(f"WanConfig.freq_dim must be even (cosines and sines), got {self.freq_dim}")
         if not self.eps > 0:
             raise ValueError(f"WanConfig.eps must be positive, got {self.eps!r}")
+        if not isinstance(self.kernels, Kernels):
+            raise ValueError(f"WanConfig.kernels must be of ops.kernels.Kernels, got {self.kernels!r}")
         if not 0 < self.sla_topk <= 1:
             raise ValueError(f"WanConfig.sla_topk must be over 0 and at most 1, got {self.sla_topk!r}")
         for name, kinds in (("attention_type", ATTENTION_KINDS), ("quant_linear", LINEAR_KINDS)):

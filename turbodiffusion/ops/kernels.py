@@ -39,10 +39,13 @@ def default_kernels(device: torch.device) -> Kernels:
     return TRITON if torch.cuda.get_device_capability(device) >= (8, 0) else REFERENCE
 
 
-def attention_obstacle(kind: str, head_dim: int, block_q: int, block_k: int, capability: tuple[int, int]) -> str | None:
+def attention_obstacle(
+    kind: str, head_dim: int, block_q: int, block_k: int, capability: tuple[int, int] | None
+) -> str | None:
     """Why the Triton kernels cannot compute this attention on a GPU of that capability, in words; None if they can.
 
-    They raise by themselves; this is for a choice before anything is built.
+    capability None: the interpreter, which has every number format. The kernels raise by themselves; this is for a
+    choice before anything is built.
     """
     if kind == "original":
         return None
@@ -50,7 +53,7 @@ def attention_obstacle(kind: str, head_dim: int, block_q: int, block_k: int, cap
         return f"the Triton kernels take a head dim of 32, 64 or 128, not {head_dim}"
     if not {block_q, block_k} <= {64, 128}:
         return f"the Triton kernels take blocks of 64 or 128 tokens, not {block_q} and {block_k}"
-    if kind in ("sage", "sagesla") and capability < (8, 9):
+    if kind in ("sage", "sagesla") and capability is not None and capability < (8, 9):
         return f"attention {kind} needs fp8, which GPUs have from compute capability 8.9 on"
     return None
 
