@@ -7,8 +7,8 @@ Modes: "original" is the plain eager bfloat16 network with dense attention by cu
 every fusion; "fast" is SageSLA with int8 rows, "fast_fp8" with fp8 rows, "sla_bf16" SLA without any 8 bits.
 
 First the check, on two layers at the model's real width and a ragged length: the error against float32 beside that of
-the same arithmetic in plain PyTorch. A mode that fails is not timed. Then the times: CUDA events around each forward, their median. Weights
-are random, which changes no time: the shapes decide, and the kept blocks are as many for any weights.
+the same arithmetic in plain PyTorch. A mode that fails is not timed. Then the times: CUDA events around each forward,
+their median. Weights are random, which changes no time: shapes decide, and as many blocks are kept for any weights.
 """
 
 import argparse
@@ -59,7 +59,7 @@ class Mode:
         return replace(base, sla_topk=TOPK, kernels=kernels, **kinds)
 
 
-BF16 = 0.01  # what bfloat16 costs two layers is half of it
+BF16 = 0.02  # bfloat16 costs two narrow layers about 0.6%
 MODES = {
     "original": Mode("original", "off", REFERENCE, BF16, "original.{}.forward_ms"),
     "tuned": Mode("original", "off", TRITON, BF16, "tuned.{}.forward_ms"),
@@ -78,6 +78,8 @@ def build(config: WanConfig, dtype: torch.dtype = torch.bfloat16) -> WanTransfor
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             parameter += 0.1 * torch.randn_like(parameter)
+        elif name.endswith("modulation"):
+            nn.init.normal_(parameter, std=0.5)  # gates that let through what the blocks compute
         elif "proj_l" in name or name == "head.head.weight":
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     return model
@@ -138,8 +140,8 @@ def check(name: str, mode: Mode, base: WanConfig) -> tuple[bool, Row]:
     limit = min(mode.bound, OF_THE_EMULATION * of_emulation)
     right = error <= limit  # false for NaN
     print(
-        f"{'    ' if right else 'MISS'} {name:<10} {CHECK_LAYERS} layers: {error:.3%} from float32 (at most {limit:.3%}), "
-        f"{relative_l2(actual, emulated):.3%} from its own arithmetic in PyTorch",
+        f"{'    ' if right else 'MISS'} {name:<10} {CHECK_LAYERS} layers: {error:.3%} from float32 (at most "
+        f"{limit:.3%}), {relative_l2(actual, emulated):.3%} from its own arithmetic in PyTorch",
         flush=True,
     )
     method = f"{CHECK_LAYERS} layers of {base.dim}, latent {CHECK_LATENT}, random weights, against float32"
