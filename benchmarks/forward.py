@@ -172,7 +172,8 @@ def print_profile(run: Callable[[], Tensor], rows: int = 25) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    events = sorted(profiler.key_averages(), key=lambda event: -event.self_device_time_total)
+    ran = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
+    events = sorted(ran, key=lambda event: -event.self_device_time_total)
     total = sum(event.self_device_time_total for event in events)
     for event in events[:rows]:
         share = event.self_device_time_total / total

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, linear
+from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import int8_block_linear, int8_row_linear, quantize_int8_block, quantize_int8_row
-from turbodiffusion.ops.linear.rows import quantize_rows, row_linear
+from turbodiffusion.ops.linear.rows import quantize_rows
 
 IN, OUT = 200, 136  # neither is a multiple of 128
 OPS = {
@@ -88,11 +88,12 @@ def test_kinds_are_the_ones_tested_here():
     assert set(LINEAR_KINDS) == {"off", *KEYS}
 
 
-@pytest.mark.parametrize("kind", ["off", "int8_row", "fp8_row"])
+@pytest.mark.parametrize(("kind", "first"), [("off", OUT), ("int8_row", OUT), ("fp8_row", OUT), ("int8_block", 128)])
 @torch.no_grad()
-def test_joined_layers_are_one_product(kind):
+def test_joined_layers_are_one_product(kind, first):
     torch.manual_seed(0)
-    layers = [linear(IN, out, kind=kind) for out in (OUT, 16, OUT)]
+    widths = [first, 128, OUT]
+    layers = [linear(IN, out, kind=kind) for out in widths]
     for layer in layers:
         if kind != "off":
             layer.reset_parameters()
@@ -102,12 +103,8 @@ def test_joined_layers_are_one_product(kind):
     with pytest.raises(RuntimeError, match="do not lie side by side"):
         joined(layers)
     join(layers)
-    assert all(torch.equal(layer(x), y) for layer, y in zip(layers, expected.split([OUT, 16, OUT], -1), strict=True))
-    tensors = joined(layers)
-    if kind == "off":
-        y = torch.nn.functional.linear(x, *tensors)
-    else:
-        y = row_linear(*quantize_rows(x, tensors[0].dtype), *tensors, dtype=torch.float32)
+    assert all(torch.equal(layer(x), y) for layer, y in zip(layers, expected.split(widths, -1), strict=True))
+    y = joined_product(layers, x)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)  # a wider product may sum in another order
 
 

@@ -20,15 +20,15 @@ from functools import lru_cache
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbodiffusion.nn.attention import ATTENTION_KINDS, DENSE_IMPL, Attention
 from turbodiffusion.nn.autocast import no_autocast
-from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, linear
+from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
 from turbodiffusion.nn.norm import LayerNorm, RMSNorm
 from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.kernels import REFERENCE, Kernels
+from turbodiffusion.ops.linear.int8 import BLOCK
 from turbodiffusion.ops.linear.rows import quantize_rows, row_linear
 from turbodiffusion.ops.norm.gate import add_gated
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x_BLM: Tensor, turns: Tensor) -> Tensor:
         if self.joined:
-            return self.o(self.attend(F.linear(x_BLM, *joined((self.q, self.k, self.v))), turns))
+            return self.o(self.attend(joined_product((self.q, self.k, self.v), x_BLM), turns))
         q_BLHD = apply_rope(self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1)), turns)
         k_BLHD = apply_rope(self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1)), turns)
         v_BLHD = self.v(x_BLM).unflatten(-1, (self.num_heads, -1))
@@ -324,12 +324,13 @@ class WanTransformer(nn.Module):
         """Make it ready for inference: q, k and v of each self-attention become one product. Returns itself.
 
         Call it after the weights are loaded; the network keeps its state dict and has no gradient for q, k and v from
-        then on. Linears in int8 blocks stay apart: their scales span rows of two of them where the width is ragged.
+        then on. In int8 blocks they stay apart where the width is not in whole blocks, whose scales would span two.
         """
+        whole = self.config.quant_linear != "int8_block" or self.config.dim % BLOCK == 0
         for block in cast("Iterable[Block]", self.blocks):
             attention = block.self_attn
-            attention.joined = self.config.quant_linear != "int8_block"
-            if attention.joined:
+            attention.joined = whole
+            if whole:
                 join((attention.q, attention.k, attention.v))
         return self
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbodiffusion.nn.autocast import no_autocast
@@ -106,8 +107,12 @@ class QuantizedLinear(nn.Module):
         return self.values.float() * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.values, self.scale, self.bias)
+
+    def multiply(self, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """The op of this layer's kind and impl, on any tensors."""
         with no_autocast(x.device):  # the op states its own number formats
-            return self._format.multiply(x, self.values, self.scale, self.bias, impl=self.impl)
+            return self._format.multiply(x, values, scale, bias, impl=self.impl)
 
     def of_rows(
         self,
@@ -157,7 +162,8 @@ def join(layers: Sequence[nn.Module]) -> None:
     """Lay the tensors of layers that read one input side by side in memory, so that one product serves all.
 
     Every layer keeps its tensors, by their names, as views of the joined ones. Layers that lie so already, because
-    they were given the tensors of joined ones, stay as they are. Not for "int8_block", whose scales span rows of two.
+    they were given the tensors of joined ones, stay as they are. In "int8_block" each but the last must have outputs in
+    whole blocks of 128, or scales would span the rows of two.
     """
     for name in _tensor_names(layers[0]):
         parts = [getattr(layer, name) for layer in layers]
@@ -184,6 +190,14 @@ def joined(layers: Sequence[nn.Module]) -> list[Tensor]:
             parts[0].as_strided((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].stride())
         )
     return found
+
+
+def joined_product(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The outputs of joined layers side by side, [..., sum of outputs]."""
+    first = layers[0]
+    if isinstance(first, QuantizedLinear):
+        return first.multiply(x, *joined(layers))
+    return F.linear(x, *joined(layers))
 
 
 def _tensor_names(layer: nn.Module) -> list[str]:
