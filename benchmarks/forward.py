@@ -6,9 +6,10 @@ python benchmarks/forward.py --models 1_3b,14b --sizes 480p,720p --modes origina
 Modes: "original" is the plain eager bfloat16 network with dense attention by cuDNN, "tuned" the same arithmetic with
 every fusion; "fast" is SageSLA with int8 rows, "fast_fp8" with fp8 rows, "sla_bf16" SLA without any 8 bits.
 
-First the check, on two layers at the model's real width and a ragged length: the error against float32 beside that of
-the same arithmetic in plain PyTorch. A mode that fails is not timed. Then the times: CUDA events around each forward,
-their median. Weights are random, which changes no time: shapes decide, and as many blocks are kept for any weights.
+First the whole network of the demo model, with its own weights, in each 8-bit form: evaluation.md's bounds. Then each
+mode on two layers at the model's real width and a ragged length: its error against float32 beside that of the same
+arithmetic in plain PyTorch. A mode that fails is not timed. Then the times: CUDA events around each forward, their
+median. The weights are random, which changes no time: shapes decide, and as many blocks are kept for any weights.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from turbodiffusion import source
+from turbodiffusion.checkpoint.load import load_transformer
 from turbodiffusion.models.wan import Context, WanConfig, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.kernels import REFERENCE, TRITON, Kernels
@@ -37,6 +40,7 @@ PRESETS = {"1_3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # 81 frames of 832x480 and of 1280x720: 32760, 75600 tokens
 CHECK_LATENT = (5, 60, 104)  # 7800 tokens, a multiple of no tile
 CHECK_LAYERS = 2
+DEMO_LATENT = (9, 32, 32)  # 33 frames of 256x256
 TOPK = 0.1
 FORWARDS = 7
 DEVICE = torch.device("cuda")
@@ -148,6 +152,33 @@ def check(name: str, mode: Mode, base: WanConfig) -> tuple[bool, Row]:
     return right, Row(f"error.{name}.{base.dim}", error, "relative L2", "lower", limit, method)
 
 
+def demo_errors() -> list[Row]:
+    """The relative L2 error of the demo model's velocity in 8-bit rows against float32, at three noise levels."""
+    origin = source.identify("demo")
+    preset, paths = origin.preset, source.files(origin)
+    x_BCTHW, _, text_BSE = inputs(preset.transformer, DEMO_LATENT)
+    text_BSE[:, 16:] = 0  # past a prompt's end; its states are random, so that this needs no text encoder
+
+    def velocities(kind: str, kernels: Kernels, dtype: torch.dtype) -> list[Tensor]:
+        config = replace(preset.transformer, quant_linear=kind, kernels=kernels)
+        model = WanTransformer(config, device="meta", dtype=dtype)
+        load_transformer(model, paths["transformer"], device=DEVICE)
+        context = model.eval().prepare().encode_context(text_BSE)
+        return [model(x_BCTHW, torch.full((1,), t, device=DEVICE), context) for t in (990.0, 700.0, 300.0)]
+
+    exact = velocities("off", REFERENCE, torch.float32)
+    rows = []
+    for name, kind, bound in (("int8", "int8_row", 0.025), ("fp8", "fp8_row", 0.07)):
+        pairs = zip(velocities(kind, TRITON, torch.bfloat16), exact, strict=True)
+        error = max(relative_l2(actual, expected) for actual, expected in pairs)
+        method = f"demo model, {kind} by Triton in bfloat16 against float32, worst of three noise levels"
+        rows.append(Row(f"error.forward.{name}", error, "relative L2", "lower", bound, method))
+        print(
+            f"{'MISS' if rows[-1].misses else '    '} demo model {kind}: {error:.3%} from float32 (at most {bound:.1%})"
+        )
+    return rows
+
+
 def measure(run: Callable[[], Tensor]) -> tuple[float, float, float]:
     """Median milliseconds of a forward, of the host's part in it, and the bytes at its worst moment."""
     for _ in range(2):
@@ -221,9 +252,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         parser.error("an NVIDIA GPU is needed")
-    rows: list[Row] = []
-    right = True
     with torch.inference_mode():
+        rows = demo_errors()
+        right = not any(row.misses for row in rows)
         for model in chosen.models.split(","):
             base = MODELS[PRESETS[model]].transformer
             at = model
