@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 import turbodiffusion as td
-from turbodiffusion import memory, source, video
+from turbodiffusion import kinds, memory, source, video
 from turbodiffusion.checkpoint.folder import save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.errors import CheckpointError, MachineError, MissingFilesError, OutputError, RequestError
@@ -487,3 +487,11 @@ def test_kernels_fit_the_network():
     assert fitting(TRITON, replace(fast, ffn_dim=8968, quant_linear="off"), cpu) == TRITON
     assert "needs fp8" in attention_obstacle("sage", 128, 128, 64, (8, 0))
     assert attention_obstacle("sla", 128, 128, 64, (8, 0)) is None
+
+
+def test_kernels_by_default_are_those_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(kinds, "default_kernels", lambda device: TRITON)
+    device = torch.device("cuda")
+    assert kinds.choose_kernels("auto", device, torch.bfloat16) == TRITON
+    assert kinds.choose_kernels("auto", device, torch.float32) == REFERENCE
+    assert kinds.choose_kernels("reference", device, torch.bfloat16) == REFERENCE

@@ -64,10 +64,13 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def choose_kernels(name: str, device: torch.device) -> Kernels:
-    """ "auto" is `default_kernels`. MachineError for "triton" where it cannot run."""
+def choose_kernels(name: str, device: torch.device, dtype: torch.dtype) -> Kernels:
+    """ "auto" is `default_kernels` in bfloat16: a float32 network is for comparisons, and no kernel was measured in it.
+
+    MachineError for "triton" where it cannot run.
+    """
     if name == "auto":
-        return default_kernels(device)
+        return default_kernels(device) if dtype == torch.bfloat16 else REFERENCE
     if name not in IMPLEMENTATIONS:
         raise MachineError(f"kernels {name!r}: there are auto, {', '.join(IMPLEMENTATIONS)}")
     if name == "reference":

@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -126,7 +126,7 @@ class Pipeline:
         number = choose_dtype(dtype, place)
         here = memory.machine(place)
         topk = preset.transformer.sla_topk if sla_topk is None else sla_topk
-        with_kernels = choose_kernels(kernels, place)
+        with_kernels = choose_kernels(kernels, place, number)
         quant_linear = choose_linears(wanted.quant_linear, preset.transformer, here, with_kernels)
         kinds = Kinds(wanted.attention_type, topk, quant_linear)
         asked = [_as_loaded(request, kinds, with_kernels).resolve(preset) for request in requests or [defaults]]
@@ -161,8 +161,11 @@ class Pipeline:
         is not a video.
         """
         stages = _Stages(on_progress, self.device)
+        # Triton launches on the current GPU, wherever its tensors are.
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         try:
-            return self._generate(request, stages)
+            with here:
+                return self._generate(request, stages)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise MachineError(
