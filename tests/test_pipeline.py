@@ -13,15 +13,17 @@ from huggingface_hub import constants
 from PIL import Image
 
 import turbodiffusion as td
-from turbodiffusion import memory, source, video
+from turbodiffusion import kinds, memory, source, video
 from turbodiffusion.checkpoint.folder import save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.errors import CheckpointError, MachineError, MissingFilesError, OutputError, RequestError
 from turbodiffusion.image import adaptive_size, fit, load_image
+from turbodiffusion.kinds import Kinds, choose_linears, fitting
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
-from turbodiffusion.pipeline import Kinds, _quant_linear, _Stages
+from turbodiffusion.ops.kernels import REFERENCE, TRITON, attention_obstacle
+from turbodiffusion.pipeline import _Stages
 from turbodiffusion.presets import find_model
 from turbodiffusion.request import Request
 from turbodiffusion.sampling import flow_times, noise, rcm_times, sample_flow
@@ -396,12 +398,14 @@ def test_8_bit_linears_by_default_where_memory_is_short():
     def gpu(gib):
         return memory.Machine("cuda", "card", gib * memory.GIB, gib * memory.GIB, 8)
 
-    large, demo = find_model("wan2.1-t2v-14b"), find_model("demo")
-    assert _quant_linear("auto", large, gpu(24)) == "int8_block"
-    assert _quant_linear("auto", large, gpu(80)) == "off"
-    assert _quant_linear("auto", demo, gpu(24)) == "off"
-    assert _quant_linear("auto", large, memory.machine("cpu")) == "off"
-    assert _quant_linear("fp8_row", demo, gpu(80)) == "fp8_row"
+    large, demo = (find_model(name).transformer for name in ("wan2.1-t2v-14b", "demo"))
+    for kernels, kind in ((REFERENCE, "int8_block"), (TRITON, "int8_row")):
+        assert choose_linears("auto", large, gpu(24), kernels) == kind
+        assert choose_linears("on", demo, gpu(80), kernels) == kind
+        assert choose_linears("auto", large, gpu(80), kernels) == "off"
+        assert choose_linears("auto", demo, gpu(24), kernels) == "off"
+        assert choose_linears("auto", large, memory.machine("cpu"), kernels) == "off"
+        assert choose_linears("fp8_row", demo, gpu(80), kernels) == "fp8_row"
 
 
 @pytest.mark.parametrize(
@@ -439,3 +443,55 @@ def test_a_large_model_asks_for_a_request_then_a_machine_then_files(monkeypatch,
     assert "TurboWan2.1-T2V-14B-480P.pth" in words and "hf download" in words
     words = refuse(MissingFilesError, device="cpu", requests=[replace(good, resolution="720p")], quant_linear="on")
     assert "TurboWan2.1-T2V-14B-720P-quant.pth" in words
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities, under Triton's interpreter
+def test_triton_kernels_make_the_same_video(flow_folder, caplog):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    one_step = Request(PROMPT, seed=1, num_steps=1, guidance=1.0, quant_linear="on")
+    with caplog.at_level(logging.INFO, logger="turbodiffusion"):
+        pipe = load(flow_folder, kernels="triton")
+        result = pipe.generate(one_step)
+    assert pipe.kernels == TRITON and "kernels attention triton, linear triton" in caplog.text
+    assert result.request.quant_linear == "int8_row"  # complete: the stored request makes this video again
+    again = load(flow_folder, kernels="reference").generate(result.request)
+    assert np.abs(result.frames.astype(int) - again.frames).max() <= 2  # 8 bits on the edge between two levels
+
+    attention = pipe._experts[0].blocks[1].self_attn
+    place = attention.q.int8_weight.data_ptr()
+    pipe.generate(replace(one_step, attention_type="sage", num_steps=1))
+    other = pipe._experts[0].blocks[1].self_attn
+    assert other is not attention and other.q.int8_weight.data_ptr() == place
+    assert (
+        "attention by the reference: the Triton kernels take blocks of 64 or 128 tokens, not 16 and 16" in caplog.text
+    )
+
+
+def test_kernels_that_cannot_run_here_are_refused(rcm_folder, monkeypatch):
+    with pytest.raises(MachineError, match="there are auto, reference, triton"):
+        load(rcm_folder, kernels="cuda")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(MachineError, match="impl 'triton' needs"):
+        load(rcm_folder, kernels="triton", device="cpu")
+    assert load(rcm_folder, device="cpu").kernels == REFERENCE
+
+
+def test_kernels_fit_the_network():
+    cpu, config = torch.device("cpu"), find_model("wan2.1-t2v-1.3b").transformer
+    fast = replace(config, attention_type="sagesla", quant_linear="int8_row")
+    assert fitting(TRITON, fast, cpu) == TRITON
+    assert fitting(TRITON, replace(fast, sla_block_q=32), cpu) == replace(TRITON, attention="reference")
+    assert fitting(TRITON, replace(fast, num_heads=16), cpu) == replace(TRITON, attention="reference")
+    assert fitting(TRITON, replace(fast, ffn_dim=8968), cpu) == replace(TRITON, linear="reference")
+    assert fitting(TRITON, replace(fast, ffn_dim=8968, quant_linear="off"), cpu) == TRITON
+    assert "needs fp8" in attention_obstacle("sage", 128, 128, 64, (8, 0))
+    assert attention_obstacle("sla", 128, 128, 64, (8, 0)) is None
+
+
+def test_kernels_by_default_are_those_of_bfloat16(monkeypatch):
+    monkeypatch.setattr(kinds, "default_kernels", lambda device: TRITON)
+    device = torch.device("cuda")
+    assert kinds.choose_kernels("auto", device, torch.bfloat16) == TRITON
+    assert kinds.choose_kernels("auto", device, torch.float32) == REFERENCE
+    assert kinds.choose_kernels("reference", device, torch.bfloat16) == REFERENCE

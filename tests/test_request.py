@@ -160,7 +160,7 @@ def test_seed_zero_draws_one_and_another_stays():
 
 
 def test_8_bit_linears_by_name():
-    assert ask(quant_linear="on").resolve(T2V).quant_linear == "int8_block"
+    assert ask(quant_linear="on").resolve(T2V).quant_linear == "on"
     assert ask(quant_linear="fp8_row").resolve(T2V).quant_linear == "fp8_row"
     assert ask().resolve(T2V).quant_linear == "auto"
 

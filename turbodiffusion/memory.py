@@ -183,10 +183,11 @@ def _transformer_activations(job: Job) -> int:
     config, width = job.transformer, job.dtype.itemsize
     stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32
     ffn = 2 * config.ffn_dim * width  # hidden states before and after GELU
-    if config.quant_linear != "off":
+    if config.quant_linear != "off" and config.kernels.linear == "reference":
         ffn += 8 * config.ffn_dim  # the emulated product: 8-bit values as float32, and the scaled result
     # float32 copies of q, k, v and the output, and phi of q and k with their normalised product
-    attention = 0 if config.attention_type == "original" else 4 * 8 * config.dim
+    emulated = config.attention_type != "original" and config.kernels.attention == "reference"
+    attention = 4 * 8 * config.dim if emulated else 0
     cross = 2 * config.num_layers * config.text_len * config.dim * width * (2 if job.guided else 1)
     state = 6 * 8 * config.out_dim * job.tokens * PATCH**2  # the sampler's float64 tensors
     return job.tokens * (stream * config.dim + max(ffn, attention)) + cross + state

@@ -9,8 +9,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -25,30 +25,20 @@ from turbodiffusion.demo.gap import describe_gap
 from turbodiffusion.demo.subjects import named
 from turbodiffusion.errors import MachineError, OutputError, RequestError
 from turbodiffusion.image import adaptive_size, fit, load_image
+from turbodiffusion.kinds import Kinds, choose_device, choose_dtype, choose_kernels, choose_linears, eight_bits, fitting
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
+from turbodiffusion.ops.kernels import REFERENCE, Kernels
 from turbodiffusion.presets import ModelPreset
 from turbodiffusion.request import SPARSE_ATTENTION, OnProgress, Progress, Request, Result, made_size
 from turbodiffusion.sampling import Denoise, State, flow_times, rcm_times, sample_flow, sample_rcm
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUANTIZE_BELOW = 40 * memory.GIB  # of a GPU's memory; 8-bit linears are the default there
-LARGE = 10**9  # bytes of a transformer; a smaller one gains nothing from 8 bits
 TEXT_CACHE = 16  # prompts whose states are kept; one of umT5-XXL's is 4 MB
 CHUNKS_AHEAD = 2  # decoded chunks that may wait for the encoder
 FLAT = 4  # of 255: a video whose darkest and lightest values are nearer than this shows nothing
-
-
-@dataclass(frozen=True)
-class Kinds:
-    """How the transformer computes; fixed when it is built."""
-
-    attention_type: str
-    sla_topk: float
-    quant_linear: str
 
 
 class Pipeline:
@@ -66,11 +56,13 @@ class Pipeline:
         device: torch.device,
         dtype: torch.dtype,
         kinds: Kinds,
+        kernels: Kernels,
         device_chosen: bool,
         stages: "_Stages",
     ) -> None:
         """Read the weights at `paths`, by part; `load` finds them."""
         self.model, self.preset, self.device, self.dtype, self.kinds = model, preset, device, dtype, kinds
+        self.kernels = kernels
         self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
         self._states: OrderedDict[str, Tensor] = OrderedDict()
         with stages.run("load", 3 + preset.experts) as step:
@@ -87,13 +79,14 @@ class Pipeline:
             self._experts = self._read_experts(kinds, step)
         self._load_seconds = stages.seconds["load"]
         log.info(
-            "%s on %s in %s: attention %s, sla_topk %g, linears %s",
+            "%s on %s in %s: attention %s, sla_topk %g, linears %s; kernels %s",
             model,
             device,
             str(dtype).removeprefix("torch."),
             kinds.attention_type,
             kinds.sla_topk,
             kinds.quant_linear,
+            ", ".join(f"{group} {impl}" for group, impl in asdict(kernels).items()),
         )
 
     @classmethod
@@ -106,15 +99,16 @@ class Pipeline:
         attention_type: str = "auto",
         sla_topk: float | None = None,
         quant_linear: str = "auto",
+        kernels: str = "auto",
         requests: Sequence[Request] = (),
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
         """Load a model by name, folder or file.
 
         device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" (bfloat16 on a GPU, float32 on a CPU) or either name. The
-        kinds are those of requests that leave them at "auto". requests: what is going to be asked for, checked before
-        anything is fetched or loaded. Raises a UserError, one line: RequestError, then MachineError, then
-        MissingFilesError or CheckpointError.
+        kinds are those of requests that leave them at "auto". kernels: "reference", "triton", or "auto" for the fastest
+        that run here. requests: what is going to be asked for, checked before anything is fetched or loaded. Raises a
+        UserError, one line: RequestError, then MachineError, then MissingFilesError or CheckpointError.
         """
         origin = source.identify(model)
         preset = origin.preset
@@ -128,19 +122,23 @@ class Pipeline:
         wanted = defaults.resolve(preset)
         for request in requests:
             request.resolve(preset)
-        place = _device(device)
-        number = _dtype(dtype, place)
+        place = choose_device(device)
+        number = choose_dtype(dtype, place)
         here = memory.machine(place)
         topk = preset.transformer.sla_topk if sla_topk is None else sla_topk
-        kinds = Kinds(wanted.attention_type, topk, _quant_linear(wanted.quant_linear, preset, here))
-        asked = [_as_loaded(request, kinds).resolve(preset) for request in requests or [defaults]]
+        with_kernels = choose_kernels(kernels, place, number)
+        quant_linear = choose_linears(wanted.quant_linear, preset.transformer, here, with_kernels)
+        kinds = Kinds(wanted.attention_type, topk, quant_linear)
+        asked = [_as_loaded(request, kinds, with_kernels).resolve(preset) for request in requests or [defaults]]
         for request in asked:
-            memory.check(_job(model, preset, request, request.size, number, place), here, chosen=device != "auto")
+            job = _job(model, preset, request, request.size, number, place, with_kernels)
+            memory.check(job, here, chosen=device != "auto")
         stages = _Stages(on_progress, place)
         paths = source.files(
             origin,
             resolution=asked[0].resolution,
-            quantized=kinds.quant_linear == "int8_block",
+            # A row format that was asked for by name is made from the unrounded weights.
+            quantized=quant_linear != "off" and wanted.quant_linear in ("auto", "on", "int8_block"),
             on_fetch=lambda file, done, total: stages.report("download", done >> 20, total >> 20),
         )
         return cls(
@@ -150,6 +148,7 @@ class Pipeline:
             device=place,
             dtype=number,
             kinds=kinds,
+            kernels=with_kernels,
             device_chosen=device != "auto",
             stages=stages,
         )
@@ -162,8 +161,11 @@ class Pipeline:
         is not a video.
         """
         stages = _Stages(on_progress, self.device)
+        # Triton launches on the current GPU, wherever its tensors are.
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         try:
-            return self._generate(request, stages)
+            with here:
+                return self._generate(request, stages)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise MachineError(
@@ -178,13 +180,13 @@ class Pipeline:
         if request.attention_type == "auto":
             request = replace(request, attention_type=self.kinds.attention_type)
         notices = list(request.notices(preset))
-        resolved = _as_loaded(request, self.kinds).resolve(preset)
+        resolved = _as_loaded(request, self.kinds, self.kernels).resolve(preset)
         kinds = Kinds(resolved.attention_type, resolved.sla_topk or self.kinds.sla_topk, resolved.quant_linear)
         image = None if resolved.image is None else load_image(resolved.image)
         width, height = resolved.size
         if image is not None and resolved.adaptive_resolution:
             width, height = adaptive_size(image.shape[1], image.shape[0], width * height)
-        job = _job(self.model, preset, resolved, (width, height), self.dtype, self.device)
+        job = _job(self.model, preset, resolved, (width, height), self.dtype, self.device, self.kernels)
         notices += filter(None, [self._check_memory(job), self._untrained(kinds)])
         if preset.subjects:
             notices += filter(None, [describe_gap(resolved.prompt, named(preset.subjects))])
@@ -213,6 +215,8 @@ class Pipeline:
             missing = () if trained else ("proj_l",)
             load_transformer(expert, self._paths[part], part=part, device=self.device, allow_missing=missing)
             experts.append(self._over(expert, kinds))
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the file's tensors took before they were rounded and joined
             step()
         return tuple(experts)
 
@@ -223,7 +227,8 @@ class Pipeline:
             sla_topk=kinds.sla_topk,
             quant_linear=kinds.quant_linear,
         )
-        return WanTransformer(config, device="meta", dtype=self.dtype)
+        kernels = fitting(self.kernels, config, self.device)
+        return WanTransformer(replace(config, kernels=kernels), device="meta", dtype=self.dtype)
 
     def _rebuild(self, kinds: Kinds, stages: "_Stages") -> None:
         """Make the experts compute in `kinds`; weights are read again only where they differ."""
@@ -246,7 +251,8 @@ class Pipeline:
         new = self._empty_expert(kinds)
         names = new.state_dict().keys()
         new.load_state_dict({name: t for name, t in expert.state_dict().items() if name in names}, assign=True)
-        return new.eval().requires_grad_(False)
+        new.eval().requires_grad_(False)
+        return new if self.kernels == REFERENCE else new.prepare()
 
     def _untrained(self, kinds: Kinds) -> str | None:
         if kinds.attention_type in SPARSE_ATTENTION and self.preset.transformer.attention_type not in SPARSE_ATTENTION:
@@ -418,18 +424,25 @@ def _to_frames(chunk_BCFHW: Tensor, width: int, height: int) -> NDArray[np.uint8
     return frames_FHWC.contiguous().cpu().numpy()
 
 
-def _as_loaded(request: Request, kinds: Kinds) -> Request:
+def _as_loaded(request: Request, kinds: Kinds, kernels: Kernels) -> Request:
     """The request with the pipeline's kinds where it names none."""
+    quant_linear = {"auto": kinds.quant_linear, "on": eight_bits(kernels)}.get(request.quant_linear)
     return replace(
         request,
         attention_type=kinds.attention_type if request.attention_type == "auto" else request.attention_type,
         sla_topk=kinds.sla_topk if request.sla_topk is None else request.sla_topk,
-        quant_linear=kinds.quant_linear if request.quant_linear == "auto" else request.quant_linear,
+        quant_linear=quant_linear or request.quant_linear,
     )
 
 
 def _job(
-    model: str, preset: ModelPreset, request: Request, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+    model: str,
+    preset: ModelPreset,
+    request: Request,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    kernels: Kernels,
 ) -> memory.Job:
     """A resolved request as memory counts it."""
     width, height = made_size(*size)
@@ -441,6 +454,7 @@ def _job(
             attention_type=request.attention_type,
             sla_topk=request.sla_topk or preset.transformer.sla_topk,
             quant_linear=request.quant_linear,
+            kernels=kernels,
         ),
         vae=preset.vae,
         text=preset.text,
@@ -453,35 +467,3 @@ def _job(
         dtype=dtype,
         device=device.type,
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise MachineError(f"device {name!r}: there are auto, cpu, cuda, cuda:1 and so on") from None
-    if device.type not in ("cpu", "cuda"):
-        raise MachineError(f"device {name!r} is not supported: take auto, cpu or cuda")
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        here = f"has {count} GPU{'s' if count > 1 else ''}" if count else "has no GPU that PyTorch can use"
-        raise MachineError(f"device {name!r}: this machine {here}; take auto or cpu")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise MachineError(f"dtype {name!r}: there are auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
-
-
-def _quant_linear(asked: str, preset: ModelPreset, here: memory.Machine) -> str:
-    """ "auto" is 8 bits for a large model on a GPU of less than 40 GiB."""
-    if asked != "auto":
-        return asked
-    large = memory.transformer_bytes(preset.transformer, torch.bfloat16) > LARGE
-    return "int8_block" if here.device == "cuda" and here.total < QUANTIZE_BELOW and large else "off"

@@ -87,8 +87,8 @@ class Request:
     def resolve(self, preset: ModelPreset) -> "Request":
         """This request for one model, every field checked and filled; fields that the model does not use are None.
 
-        Seed 0 becomes a drawn one. quant_linear "auto" stays: the pipeline knows the GPU. Resolving twice changes
-        nothing. RequestError is one line with the nearest thing that works.
+        Seed 0 becomes a drawn one. quant_linear "auto" and "on" stay: the pipeline knows the GPU. Resolving twice
+        changes nothing. RequestError is one line with the nearest thing that works.
         """
         if not self.prompt.strip():
             raise RequestError('the prompt is empty; say what to see, as "an orange cat runs through a garden"')
@@ -232,13 +232,7 @@ def _kinds(request: Request, preset: ModelPreset) -> dict[str, Any]:
         raise RequestError(f"sla_topk {topk:g}: the part of the blocks that is kept, over 0 and up to 1, as 0.1")
     if request.quant_linear not in ("auto", "on", *LINEAR_KINDS):
         raise RequestError(f"quant_linear {request.quant_linear!r}: there are auto, on, {', '.join(LINEAR_KINDS)}")
-    # The published format, until a GPU's fastest exact one is measured.
-    quant_linear = "int8_block" if request.quant_linear == "on" else request.quant_linear
-    return {
-        "attention_type": _attention(request.attention_type, preset),
-        "sla_topk": topk,
-        "quant_linear": quant_linear,
-    }
+    return {"attention_type": _attention(request.attention_type, preset), "sla_topk": topk}
 
 
 def _boundary(boundary: float | None, preset: ModelPreset) -> float | None:

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from turbodiffusion.checkpoint.convert import read_config
 from turbodiffusion.checkpoint.files import open_tensors
 from turbodiffusion.checkpoint.folder import read_folder, save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
@@ -14,6 +15,7 @@ from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputErro
 from turbodiffusion.models.text import TextConfig, TextEncoder
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.ops.kernels import TRITON
 from turbodiffusion.ops.linear.int8 import dequantize_int8_block, quantize_int8_block
 
 WAN = WanConfig(
@@ -57,6 +59,14 @@ def test_round_trip_is_exact(parts, tmp_path):
     for part, module in load_all(tmp_path / "model").items():
         for name, tensor in parts[part].state_dict().items():
             assert torch.equal(module.state_dict()[name], tensor), name
+
+
+def test_kernels_are_not_stored(parts, tmp_path):
+    network = WanTransformer(dataclasses.replace(WAN, kernels=TRITON), device="meta").to_empty(device="cpu")
+    save_folder(tmp_path / "model", config=CONFIG, **{**parts, "transformer": network})
+    assert "kernels" not in (tmp_path / "model" / "model.json").read_text()
+    assert read_folder(tmp_path / "model").transformer == WAN
+    assert read_config(tmp_path / "model", "transformer") == WAN
 
 
 def test_bfloat16_stays_bfloat16(parts, tmp_path):

@@ -1,5 +1,6 @@
 """Strict, streamed loading: peers' files give peers' outputs, 8-bit files meet every linear, faults are named."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,25 @@ def test_quantized_file_meets_every_kind_of_linear(kind, device):
             assert torch.equal(layer.scale, recast.scale)
         assert torch.equal(layer.bias, file[f"{base}.bias"].float())
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize(("kind", "level"), [("int8_row", 0.013), ("fp8_row", 0.037)])
+def test_the_error_of_a_recast_is_measured(kind, level, caplog):
+    """Against the file's weights; at most that of Gaussian weights: see tests/nn/test_linear_module.py, one factor."""
+    model = WanTransformer(quant_config(kind), device="meta")
+    with caplog.at_level(logging.INFO, logger="turbodiffusion"):
+        error = load_transformer(model, GOLDEN / "t2v_quant.pth")
+    off = whole = 0.0
+    file = golden("t2v_quant.pth")
+    for name in (name for name in file if name.endswith(".int8_weight")):
+        base = name.removesuffix(".int8_weight")
+        weight = dequantize_int8_block(file[name], file[f"{base}.scale"])
+        off += float((model.get_submodule(base).float_weight() - weight).double().square().sum())
+        whole += float(weight.double().square().sum())
+    assert error == pytest.approx((off / whole) ** 0.5, rel=1e-4)
+    assert 0 < error < level
+    assert "20 weights rounded to 8 bits, relative error" in caplog.text
+    assert load_transformer(on_meta(quant_config("int8_block")), GOLDEN / "t2v_quant.pth") is None
 
 
 def test_float_file_is_quantized_for_quantized_linears():

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from turbodiffusion.nn.linear import LINEAR_KINDS, QuantizedLinear, linear
+from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import int8_block_linear, int8_row_linear, quantize_int8_block, quantize_int8_row
+from turbodiffusion.ops.linear.rows import quantize_rows
 
 IN, OUT = 200, 136  # neither is a multiple of 128
 OPS = {
@@ -85,3 +86,45 @@ def test_refusals():
 
 def test_kinds_are_the_ones_tested_here():
     assert set(LINEAR_KINDS) == {"off", *KEYS}
+
+
+@pytest.mark.parametrize(("kind", "first"), [("off", OUT), ("int8_row", OUT), ("fp8_row", OUT), ("int8_block", 128)])
+@torch.no_grad()
+def test_joined_layers_are_one_product(kind, first):
+    torch.manual_seed(0)
+    widths = [first, 128, OUT]
+    layers = [linear(IN, out, kind=kind) for out in widths]
+    for layer in layers:
+        if kind != "off":
+            layer.reset_parameters()
+        torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 7, IN)
+    expected = torch.cat([layer(x) for layer in layers], dim=-1)
+    with pytest.raises(RuntimeError, match="do not lie side by side"):
+        joined(layers)
+    join(layers)
+    assert all(torch.equal(layer(x), y) for layer, y in zip(layers, expected.split(widths, -1), strict=True))
+    y = joined_product(layers, x)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)  # a wider product may sum in another order
+
+
+@pytest.mark.parametrize("kind", ["int8_row", "fp8_row"])
+@torch.no_grad()
+def test_of_rows_is_forward_with_gate_and_residual(kind):
+    torch.manual_seed(0)
+    layer = linear(IN, OUT, kind=kind)
+    layer.reset_parameters()
+    x, gate, residual = torch.randn(2, 7, IN), torch.randn(2, OUT), torch.randn(2, 7, OUT)
+    rows = quantize_rows(x, ROW_DTYPES[kind])
+    y = layer.of_rows(rows, torch.float32, gate_BO=gate, residual=residual)
+    torch.testing.assert_close(y, residual + gate[:, None] * layer(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@torch.no_grad()
+def test_float_weight_is_what_the_8_bits_stand_for(kind):
+    torch.manual_seed(0)
+    layer, weight = linear(IN, OUT, kind=kind), torch.randn(OUT, IN)
+    layer.load_weight(weight)
+    assert 0 < (layer.float_weight() - weight).norm() < ERRORS[kind] * weight.norm()
+    assert layer.float_weight().dtype == torch.float32

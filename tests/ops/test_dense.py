@@ -14,10 +14,17 @@ def loop(q, k, v):
     return out
 
 
-@pytest.mark.parametrize("impl", ["reference", "sdpa"])
+@pytest.mark.parametrize("impl", ["reference", "sdpa", "cudnn"])
 def test_equals_the_definition_with_other_keys_than_queries(impl):
     q, k, v = attention_inputs(5, 64, keys=9, batch=2, dtype=torch.float64)
     torch.testing.assert_close(dense_attention(q, k, v, impl=impl), loop(q, k, v))
+
+
+def test_cudnn_is_asked_first_and_only_inside():
+    before = torch._C._get_sdp_priority_order()
+    q, k, v = attention_inputs(5, 64)
+    dense_attention(q, k, v, impl="cudnn")
+    assert torch._C._get_sdp_priority_order() == before
 
 
 @pytest.mark.parametrize("tokens", RAGGED)

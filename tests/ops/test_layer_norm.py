@@ -2,7 +2,7 @@ import pytest
 import torch
 from inputs import relative_l2, strided
 
-from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
+from turbodiffusion.ops.norm.layer_norm import layer_norm, modulated_layer_norm
 
 
 def tensors(dtype=torch.float64):
@@ -47,3 +47,19 @@ def test_refusals():
         modulated_layer_norm(x, shift, scale.float(), 1e-6)
     with pytest.raises(ValueError, match="unknown impl 'fused'"):
         modulated_layer_norm(x, shift, scale, 1e-6, impl="fused")
+
+
+def test_affine_is_the_modulated_one_with_other_weights():
+    x, shift, scale = tensors()
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2**-7)):
+        row = x[0].to(dtype)
+        expected = modulated_layer_norm(row[None], shift[:1], scale[:1], 1e-6)[0]
+        out = layer_norm(row, 1 + scale[0], shift[0], 1e-6)
+        assert out.dtype == dtype
+        # roundings of the dtype; in bfloat16 at most a flip of the last bit
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_affine_weights_of_another_width_are_named():
+    with pytest.raises(ValueError, match=r"weight and bias must be \[M\] for x \[..., M\], got \[95\]"):
+        layer_norm(torch.zeros(2, 96), torch.ones(95), torch.zeros(96), 1e-6)

@@ -5,7 +5,7 @@ import torch
 from inputs import relative_l2, strided
 
 from turbodiffusion.ops.norm.gate import add_gated
-from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
+from turbodiffusion.ops.norm.layer_norm import layer_norm, modulated_layer_norm
 from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
 from turbodiffusion.ops.norm.quantized_norm import quantized_layer_norm, quantized_modulated_layer_norm
 from turbodiffusion.ops.norm.rms_norm import rms_norm
@@ -47,6 +47,7 @@ def tensors(length, dtype=torch.float32):
 
 OPS = {
     "modulated_layer_norm": lambda x, a, b, **kw: modulated_layer_norm(x, a, b, EPS, **kw),
+    "layer_norm": lambda x, a, b, **kw: layer_norm(x, a[0], b[0], EPS, **kw),
     "rms_norm": lambda x, a, b, **kw: rms_norm(x, a[0].to(x.dtype), EPS, **kw),
     "add_gated": lambda x, a, b, **kw: add_gated(x, x.flip(1), a, **kw),
 }

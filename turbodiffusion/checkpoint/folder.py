@@ -103,7 +103,7 @@ def write_folder(
     model = {
         "version": VERSION,
         "two_experts": "transformer_low" in parts,
-        **{part: dataclasses.asdict(parts[part][0]) for part in CONFIGS},
+        **{part: config_values(parts[part][0]) for part in CONFIGS},
         "sampling": dict(config.get("sampling", {})),
         "about": dict(config.get("about", {})),
     }
@@ -151,6 +151,13 @@ def read_folder(folder: str | Path) -> FolderConfig:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
+def config_values(config: PartConfig) -> dict[str, Any]:
+    """The configuration as JSON's values, without `kernels`: those belong to the machine that built the network."""
+    values = dataclasses.asdict(config)
+    values.pop("kernels", None)
+    return values
+
+
 def config_from(part: str, values: Mapping[str, Any]) -> Any:
     """The part's configuration from JSON's values. Raises TypeError or ValueError for what it does not know."""
     lists_as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -169,7 +176,7 @@ def write_part(path: str | Path, part: str, config: PartConfig, stored: Stored, 
             raise CheckpointError(f"{name} is in a row format, which is not stored: save from quant_linear 'off'")
     if store:
         stored = in_blocks(stored, part)
-    header = {"version": VERSION, "part": part, "config": dataclasses.asdict(config)}
+    header = {"version": VERSION, "part": part, "config": config_values(config)}
     write_tensors(path, stored.tensors, {HEADER_KEY: json.dumps(header), SHAPES_KEY: json.dumps(stored.shapes)})
 
 

@@ -5,6 +5,7 @@ checkpoint in memory beside the model. A model built on the meta device gets its
 it was built with; any other keeps its own.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
+from turbodiffusion.ops.linear.int8 import dequantize_int8_block
+
+log = logging.getLogger(__name__)
 
 Device = torch.device | str
 
@@ -30,15 +34,17 @@ def load_transformer(
     part: str = "transformer",
     device: Device = "cpu",
     allow_missing: Sequence[str] = (),
-) -> None:
+) -> float | None:
     """Fill `model` from a file or folder; `part="transformer_low"` takes a folder's low-noise expert.
 
-    Quantized linears quantize float weights, or take 8-bit ones in their own format as they are; float linears
-    dequantize. `allow_missing=("proj_l",)` lets a network with SLA start from a dense checkpoint: proj_l becomes zero,
-    which leaves the linear part of SLA out until it is trained.
+    Quantized linears take 8-bit weights in their own format as they are and round all others, also those that the file
+    has in another 8-bit format; float linears dequantize. `allow_missing=("proj_l",)` lets a network with SLA start
+    from a dense checkpoint: proj_l becomes zero, which leaves the linear part of SLA out until it is trained.
+    Returns the relative L2 error of what was rounded, over all such weights together, against the file's values; None
+    where nothing was.
     Raises CheckpointError naming the tensors that are missing, unknown or of another shape.
     """
-    _fill(model, open_checkpoint(path, part), device, allow_missing)
+    return _fill(model, open_checkpoint(path, part), device, allow_missing)
 
 
 def load_vae(vae: WanVAE, path: str | Path, *, device: Device = "cpu") -> None:
@@ -81,9 +87,11 @@ def check(model: nn.Module, checkpoint: Checkpoint, allow_missing: Sequence[str]
     return _check(checkpoint, _slots(model), allow_missing)
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missing: Sequence[str] = ()) -> None:
+def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missing: Sequence[str] = ()) -> float | None:
+    """Returns the relative error of the weights that were rounded to 8 bits, if there were any."""
     slots = _slots(model)
     allowed = _check(checkpoint, slots, allow_missing)
+    rounded: list[Tensor] = []  # of each weight: the squares of its error and of itself, summed
     with torch.no_grad():
         for name in checkpoint.shapes:
             slot = slots[name]
@@ -91,11 +99,17 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missin
                 _put(slot.module, slot.leaf, checkpoint.read(name), device)
             else:
                 assert isinstance(slot.module, QuantizedLinear)
-                _put_quantized(slot.module, checkpoint, name, device)
+                rounded += _put_quantized(slot.module, checkpoint, name, device)
         for name in allowed:
             slot = slots[name]
             assert slot.leaf is not None
             _put(slot.module, slot.leaf, torch.zeros(slot.shape), device)
+    if not rounded:
+        return None
+    off, whole = torch.stack(rounded).double().sum(0).tolist()
+    error = (off / whole) ** 0.5 if whole else 0.0
+    log.info("%s: %d weights rounded to 8 bits, relative error %.2f%%", checkpoint.path, len(rounded), 100 * error)
+    return error
 
 
 def _check(checkpoint: Checkpoint, slots: Mapping[str, _Slot], allow_missing: Sequence[str]) -> list[str]:
@@ -134,13 +148,21 @@ def _put(module: nn.Module, leaf: str, value: Tensor, device: Device) -> None:
     setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
-def _put_quantized(module: QuantizedLinear, checkpoint: Checkpoint, name: str, device: Device) -> None:
+def _put_quantized(module: QuantizedLinear, checkpoint: Checkpoint, name: str, device: Device) -> list[Tensor]:
+    """Returns the sums of squares [2] of the error and of the weight where the weight had to be rounded."""
     if checkpoint.quantized(name) and module.kind == "int8_block":
         values, scale = checkpoint.blocks(name)
         _put(module, "int8_weight", values, device)
         _put(module, "scale", scale, device)
-        return
+        return []
     for leaf, buffer in module.named_buffers(recurse=False):
         if buffer.is_meta:
             setattr(module, leaf, torch.empty_like(buffer, device=device))
-    module.load_weight(checkpoint.read(name))
+    place = module.scale.device  # before anything is computed: a GPU recasts a weight in the time that reading takes
+    if checkpoint.quantized(name):
+        values, scale = checkpoint.blocks(name)
+        weight = dequantize_int8_block(values.to(place), scale.to(place))
+    else:
+        weight = checkpoint.read(name).to(place).float()
+    module.load_weight(weight)
+    return [torch.stack(((module.float_weight() - weight).square().sum(), weight.square().sum()))]

@@ -7,6 +7,10 @@ L tokens of the video, S tokens of the text, N tokens of the image, M model dim,
 
 Precision: `dtype` is that of the blocks' linears, the embeddings and the stream between blocks. The time path, the
 modulations, the norms, the gated sums and the head stay float32, as in the original.
+
+A block has two roads. `Block.forward` is op by op, for training and for every kind of linear. `Block._rows`, for 8-bit
+linears with row scales after `WanTransformer.prepare`, rounds every activation where it is made: one rounding serves
+q, k and v, and gate and residual are part of the product before them.
 """
 
 import math
@@ -18,12 +22,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from turbodiffusion.nn.attention import ATTENTION_KINDS, Attention
+from turbodiffusion.nn.attention import ATTENTION_KINDS, DENSE_IMPL, Attention
 from turbodiffusion.nn.autocast import no_autocast
-from turbodiffusion.nn.linear import LINEAR_KINDS, QuantizedLinear, linear
+from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
 from turbodiffusion.nn.norm import LayerNorm, RMSNorm
 from turbodiffusion.ops.attention.dense import dense_attention
+from turbodiffusion.ops.kernels import REFERENCE, Kernels
+from turbodiffusion.ops.linear.int8 import BLOCK
+from turbodiffusion.ops.linear.rows import quantize_rows, row_linear
+from turbodiffusion.ops.norm.gate import add_gated
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
+from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
+from turbodiffusion.ops.norm.quantized_norm import quantized_layer_norm, quantized_modulated_layer_norm
 from turbodiffusion.ops.norm.rope import apply_rope, video_turns
 
 PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
@@ -51,6 +61,7 @@ class WanConfig:
     sla_block_q: int = 128
     sla_block_k: int = 64
     quant_linear: str = "off"
+    kernels: Kernels = REFERENCE  # of this machine and not of the model: no file has it
 
     def __post_init__(self) -> None:
         sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim", "text_len")
@@ -67,6 +78,8 @@ class WanConfig:
             raise ValueError(f"WanConfig.freq_dim must be even (cosines and sines), got {self.freq_dim}")
         if not self.eps > 0:
             raise ValueError(f"WanConfig.eps must be positive, got {self.eps!r}")
+        if not isinstance(self.kernels, Kernels):
+            raise ValueError(f"WanConfig.kernels must be of ops.kernels.Kernels, got {self.kernels!r}")
         if not 0 < self.sla_topk <= 1:
             raise ValueError(f"WanConfig.sla_topk must be over 0 and at most 1, got {self.sla_topk!r}")
         for name, kinds in (("attention_type", ATTENTION_KINDS), ("quant_linear", LINEAR_KINDS)):
@@ -100,14 +113,12 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: WanConfig, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
         super().__init__()
-        dim, kind = config.dim, config.quant_linear
-        self.num_heads = config.num_heads
-        self.q = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.k = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.v = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.o = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.norm_q = RMSNorm(dim, config.eps, device=device)
-        self.norm_k = RMSNorm(dim, config.eps, device=device)
+        self.num_heads, self.norm_impl = config.num_heads, config.kernels.norm
+        self.q, self.k, self.v, self.o = (
+            _linear(config, config.dim, config.dim, device=device, dtype=dtype) for _ in range(4)
+        )
+        self.norm_q = RMSNorm(config.dim, config.eps, impl=self.norm_impl, device=device)
+        self.norm_k = RMSNorm(config.dim, config.eps, impl=self.norm_impl, device=device)
         self.attention = Attention(
             config.attention_type,
             config.num_heads,
@@ -115,14 +126,32 @@ class SelfAttention(nn.Module):
             topk=config.sla_topk,
             block_q=config.sla_block_q,
             block_k=config.sla_block_k,
+            impl=config.kernels.attention,
             device=device,
         )
+        self.joined = False  # q, k and v are one product
 
     def forward(self, x_BLM: Tensor, turns: Tensor) -> Tensor:
+        if self.joined:
+            return self.o(self.attend(joined_product((self.q, self.k, self.v), x_BLM), turns))
         q_BLHD = apply_rope(self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1)), turns)
         k_BLHD = apply_rope(self.norm_k(self.k(x_BLM)).unflatten(-1, (self.num_heads, -1)), turns)
         v_BLHD = self.v(x_BLM).unflatten(-1, (self.num_heads, -1))
         return self.o(self.attention(q_BLHD, k_BLHD, v_BLHD).flatten(-2))
+
+    def of_rows(self, rows: tuple[Tensor, Tensor], dtype: torch.dtype, turns: Tensor) -> Tensor:
+        """As `forward` up to o, from an input in 8 bits."""
+        weight, scale, bias = joined((self.q, self.k, self.v))
+        impl = cast("QuantizedLinear", self.q).impl
+        return self.attend(row_linear(*rows, weight, scale, bias, dtype=dtype, impl=impl), turns)
+
+    def attend(self, qkv_BLC: Tensor, turns: Tensor) -> Tensor:
+        """[B, L, M] from the product of q, k and v, [B, L, 3 M]."""
+        M, heads = qkv_BLC.shape[-1] // 3, self.num_heads
+        weights = self.norm_q.weight, self.norm_k.weight
+        qk = norm_rope_qk(qkv_BLC, *weights, turns, heads, self.norm_q.eps, impl=self.norm_impl)
+        v_BLHD = qkv_BLC[..., 2 * M :].unflatten(-1, (heads, -1))
+        return self.attention(qk.q_BLHD, qk.k_BLHD, v_BLHD).flatten(-2)
 
 
 class CrossAttention(nn.Module):
@@ -130,18 +159,14 @@ class CrossAttention(nn.Module):
 
     def __init__(self, config: WanConfig, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
         super().__init__()
-        dim, kind = config.dim, config.quant_linear
-        self.num_heads = config.num_heads
-        self.q = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.k = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.v = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.o = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-        self.norm_q = RMSNorm(dim, config.eps, device=device)
-        self.norm_k = RMSNorm(dim, config.eps, device=device)
+        dim, eps, impl = config.dim, config.eps, config.kernels.norm
+        self.num_heads, self.dense = config.num_heads, DENSE_IMPL[config.kernels.attention]
+        self.q, self.k, self.v, self.o = (_linear(config, dim, dim, device=device, dtype=dtype) for _ in range(4))
+        self.norm_q = RMSNorm(dim, eps, impl=impl, device=device)
+        self.norm_k = RMSNorm(dim, eps, impl=impl, device=device)
         if config.image_dim is not None:
-            self.k_img = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-            self.v_img = linear(dim, dim, kind=kind, device=device, dtype=dtype)
-            self.norm_k_img = RMSNorm(dim, config.eps, device=device)
+            self.k_img, self.v_img = (_linear(config, dim, dim, device=device, dtype=dtype) for _ in range(2))
+            self.norm_k_img = RMSNorm(dim, eps, impl=impl, device=device)
 
     def key_value(self, text_BSM: Tensor, image_BNM: Tensor | None) -> CrossKeyValue:
         k_BSHD = self.norm_k(self.k(text_BSM)).unflatten(-1, (self.num_heads, -1))
@@ -153,11 +178,15 @@ class CrossAttention(nn.Module):
         return CrossKeyValue(k_BSHD, v_BSHD, k_image_BNHD, v_image_BNHD)
 
     def forward(self, x_BLM: Tensor, kv: CrossKeyValue) -> Tensor:
-        q_BLHD = self.norm_q(self.q(x_BLM)).unflatten(-1, (self.num_heads, -1))
-        out_BLHD = dense_attention(q_BLHD, kv.k, kv.v)
+        return self.o(self.attend(self.q(x_BLM), kv))
+
+    def attend(self, q_BLM: Tensor, kv: CrossKeyValue) -> Tensor:
+        """[B, L, M] from the product of q."""
+        q_BLHD = self.norm_q(q_BLM).unflatten(-1, (self.num_heads, -1))
+        out_BLHD = dense_attention(q_BLHD, kv.k, kv.v, impl=self.dense)
         if kv.k_image is not None and kv.v_image is not None:
-            out_BLHD = out_BLHD + dense_attention(q_BLHD, kv.k_image, kv.v_image)
-        return self.o(out_BLHD.flatten(-2))
+            out_BLHD = out_BLHD + dense_attention(q_BLHD, kv.k_image, kv.v_image, impl=self.dense)
+        return out_BLHD.flatten(-2)
 
 
 class Block(nn.Module):
@@ -165,24 +194,49 @@ class Block(nn.Module):
 
     def __init__(self, config: WanConfig, *, device: torch.device | str | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.eps, self.kernels = config.eps, config.kernels
+        self.row_dtype = ROW_DTYPES.get(config.quant_linear)
         self.self_attn = SelfAttention(config, device=device, dtype=dtype)
-        self.norm3 = LayerNorm(config.dim, config.eps, device=device)
+        self.norm3 = LayerNorm(config.dim, config.eps, impl=config.kernels.norm, device=device)
         self.cross_attn = CrossAttention(config, device=device, dtype=dtype)
         self.ffn = nn.Sequential(
-            linear(config.dim, config.ffn_dim, kind=config.quant_linear, device=device, dtype=dtype),
+            _linear(config, config.dim, config.ffn_dim, device=device, dtype=dtype),
             nn.GELU(approximate="tanh"),
-            linear(config.ffn_dim, config.dim, kind=config.quant_linear, device=device, dtype=dtype),
+            _linear(config, config.ffn_dim, config.dim, device=device, dtype=dtype),
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, device=device, dtype=torch.float32))
 
-    def forward(self, x_BLM: Tensor, time_B6M: Tensor, turns: Tensor, kv: CrossKeyValue) -> Tensor:
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + time_B6M).unbind(1)
-        y_BLM = self.self_attn(modulated_layer_norm(x_BLM, shift, scale, self.eps), turns)
-        x_BLM = _add_gated(x_BLM, y_BLM, gate)
+    def forward(self, x_BLM: Tensor, modulation_6BM: Tensor, turns: Tensor, kv: CrossKeyValue) -> Tensor:
+        if self.row_dtype is not None and self.self_attn.joined:
+            return self._rows(x_BLM, self.row_dtype, modulation_6BM, turns, kv)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation_6BM.unbind()
+        impl = self.kernels.norm
+        # Under autocast the linears' results are narrower than the stream.
+        y_BLM = self.self_attn(modulated_layer_norm(x_BLM, shift, scale, self.eps, impl=impl), turns)
+        x_BLM = add_gated(x_BLM, y_BLM.to(x_BLM.dtype), gate, impl=impl)
         x_BLM = x_BLM + self.cross_attn(self.norm3(x_BLM), kv)
-        y_BLM = self.ffn(modulated_layer_norm(x_BLM, ffn_shift, ffn_scale, self.eps))
-        return _add_gated(x_BLM, y_BLM, ffn_gate)
+        y_BLM = self.ffn(modulated_layer_norm(x_BLM, ffn_shift, ffn_scale, self.eps, impl=impl))
+        return add_gated(x_BLM, y_BLM.to(x_BLM.dtype), ffn_gate, impl=impl)
+
+    def _rows(self, x_BLM: Tensor, to: torch.dtype, modulation_6BM: Tensor, turns: Tensor, kv: CrossKeyValue) -> Tensor:
+        """`forward` with activations in 8 bits, of dtype `to`, between the products and what surrounds them."""
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation_6BM.unbind()
+        norm, impl, dtype = self.kernels.norm, self.kernels.linear, x_BLM.dtype
+        attn_o, cross_q, cross_o, up, down = (
+            cast("QuantizedLinear", layer)
+            for layer in (self.self_attn.o, self.cross_attn.q, self.cross_attn.o, self.ffn[0], self.ffn[2])
+        )
+        y = quantized_modulated_layer_norm(x_BLM, shift, scale, self.eps, to, impl=norm)
+        y = quantize_rows(self.self_attn.of_rows(y, dtype, turns), to, impl=impl)
+        x_BLM = attn_o.of_rows(y, dtype, gate_BO=gate, residual=x_BLM)
+
+        y = quantized_layer_norm(x_BLM, self.norm3.weight, self.norm3.bias, self.eps, to, impl=norm)
+        y = quantize_rows(self.cross_attn.attend(cross_q.of_rows(y, dtype), kv), to, impl=impl)
+        x_BLM = cross_o.of_rows(y, dtype, residual=x_BLM)
+
+        y = quantized_modulated_layer_norm(x_BLM, ffn_shift, ffn_scale, self.eps, to, impl=norm)
+        y = quantize_rows(up.of_rows(y, dtype), to, gelu=True, impl=impl)
+        return down.of_rows(y, dtype, gate_BO=ffn_gate, residual=x_BLM)
 
 
 class Head(nn.Module):
@@ -190,13 +244,13 @@ class Head(nn.Module):
 
     def __init__(self, config: WanConfig, *, device: torch.device | str | None) -> None:
         super().__init__()
-        self.eps = config.eps
+        self.eps, self.impl = config.eps, config.kernels.norm
         self.head = nn.Linear(config.dim, config.out_dim * PATCH * PATCH, device=device, dtype=torch.float32)
         self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, device=device, dtype=torch.float32))
 
     def forward(self, x_BLM: Tensor, time_BM: Tensor) -> Tensor:
         shift, scale = (self.modulation + time_BM[:, None]).unbind(1)
-        return self.head(modulated_layer_norm(x_BLM.float(), shift, scale, self.eps))
+        return self.head(modulated_layer_norm(x_BLM.float(), shift, scale, self.eps, impl=self.impl))
 
 
 class ImageEmbedding(nn.Module):
@@ -266,6 +320,20 @@ class WanTransformer(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
         nn.init.zeros_(self.head.head.weight)
 
+    def prepare(self) -> "WanTransformer":
+        """Make it ready for inference: q, k and v of each self-attention become one product. Returns itself.
+
+        Call it after the weights are loaded; the network keeps its state dict and has no gradient for q, k and v from
+        then on. In int8 blocks they stay apart where the width is not in whole blocks, whose scales would span two.
+        """
+        whole = self.config.quant_linear != "int8_block" or self.config.dim % BLOCK == 0
+        for block in cast("Iterable[Block]", self.blocks):
+            attention = block.self_attn
+            attention.joined = whole
+            if whole:
+                join((attention.q, attention.k, attention.v))
+        return self
+
     def encode_context(self, text_BSE: Tensor, image_BNE: Tensor | None = None) -> Context:
         """Project the prompt, and take the keys and values of every cross attention: once a video.
 
@@ -317,8 +385,11 @@ class WanTransformer(nn.Module):
         make_turns = video_turns if torch.compiler.is_compiling() else _cached_turns
         turns = make_turns(*grid, config.head_dim, x_BCTHW.device)
         x_BLM = self.patch_embedding(patchify(x_BCTHW).to(self.dtype)).to(self.dtype)
-        for block, kv in zip(self.blocks, context.blocks, strict=True):
-            x_BLM = block(x_BLM, time_B6M, turns, kv)
+        blocks = cast("Iterable[Block]", self.blocks)
+        # One sum for all blocks, [N, 6, B, M] with N blocks, instead of one small one in each.
+        modulations = torch.stack([block.modulation[0] for block in blocks])[:, :, None] + time_B6M.transpose(0, 1)
+        for block, modulation_6BM, kv in zip(blocks, modulations, context.blocks, strict=True):
+            x_BLM = block(x_BLM, modulation_6BM, turns, kv)
         with no_autocast(x_BLM.device):
             patches_BLP = self.head(x_BLM, time_BM)
         return unpatchify(patches_BLP, grid)
@@ -351,5 +422,7 @@ def unpatchify(patches_BLP: Tensor, grid_THW: tuple[int, int, int]) -> Tensor:
     return x.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
 
-def _add_gated(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor) -> Tensor:
-    return (x_BLM.float() + y_BLM.float() * gate_BM[:, None]).to(x_BLM.dtype)
+def _linear(
+    config: WanConfig, features: int, out: int, *, device: torch.device | str | None, dtype: torch.dtype
+) -> nn.Module:
+    return linear(features, out, kind=config.quant_linear, impl=config.kernels.linear, device=device, dtype=dtype)

@@ -10,13 +10,16 @@ from turbodiffusion.ops.attention.sagesla import sagesla_attention
 from turbodiffusion.ops.attention.sla import sla_attention
 
 ATTENTION_KINDS = ("original", "sla", "sage", "sagesla")
+# Dense attention is PyTorch's own; which of its kernels comes first, where the others are reference or Triton.
+DENSE_IMPL = {"reference": "sdpa", "triton": "cudnn"}
 
 
 class Attention(nn.Module):
     """q, k and v in, attention's output out, all [batch, tokens, heads, head dim] in one dtype.
 
     "original" is dense and "sage" dense in 8 bits; "sla" and "sagesla" are the two with most blocks left to a linear
-    term, whose projection `proj_l` is float32 and starts at zero. Raises ValueError for an unknown kind.
+    term, whose projection `proj_l` is float32 and starts at zero. impl: "reference" or "triton".
+    Raises ValueError for an unknown kind or impl.
     """
 
     def __init__(
@@ -28,12 +31,15 @@ class Attention(nn.Module):
         topk: float,
         block_q: int,
         block_k: int,
+        impl: str = "reference",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if impl not in DENSE_IMPL:
+            raise ValueError(f"attention impl {impl!r} is not one of {', '.join(DENSE_IMPL)}")
         if kind not in ATTENTION_KINDS:
             raise ValueError(f"attention kind {kind!r} is not one of {', '.join(ATTENTION_KINDS)}")
-        self.kind, self.num_heads, self.head_dim = kind, num_heads, head_dim
+        self.kind, self.num_heads, self.head_dim, self.impl = kind, num_heads, head_dim, impl
         self.topk, self.block_q, self.block_k = topk, block_q, block_k
         if kind in ("sla", "sagesla"):
             self.proj_l = nn.Linear(head_dim, head_dim, device=device, dtype=torch.float32)
@@ -47,9 +53,11 @@ class Attention(nn.Module):
     def forward(self, q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
         with no_autocast(q_BLHD.device):  # each op states its own number formats
             if self.kind == "original":
-                return dense_attention(q_BLHD, k_BSHD, v_BSHD)
+                return dense_attention(q_BLHD, k_BSHD, v_BSHD, impl=DENSE_IMPL[self.impl])
             if self.kind == "sage":
-                return sage_attention(q_BLHD, k_BSHD, v_BSHD, block_q=self.block_q, block_k=self.block_k)
+                return sage_attention(
+                    q_BLHD, k_BSHD, v_BSHD, block_q=self.block_q, block_k=self.block_k, impl=self.impl
+                )
             attention = sla_attention if self.kind == "sla" else sagesla_attention
             return attention(
                 q_BLHD,
@@ -60,6 +68,7 @@ class Attention(nn.Module):
                 topk=self.topk,
                 block_q=self.block_q,
                 block_k=self.block_k,
+                impl=self.impl,
             )
 
     def extra_repr(self) -> str:

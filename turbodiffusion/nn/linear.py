@@ -1,20 +1,23 @@
-"""Linear layers of a transformer block, in floating point or 8 bits, chosen at construction."""
+"""Linear layers of a transformer block, in floating point or 8 bits, chosen at construction; layers joined as one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbodiffusion.nn.autocast import no_autocast
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import (
     BLOCK,
+    dequantize_int8_block,
     int8_block_linear,
     int8_row_linear,
     quantize_int8_block,
     quantize_int8_row,
 )
+from turbodiffusion.ops.linear.rows import row_linear
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class _Format:
     dtype: torch.dtype
     by_block: bool  # one scale a block of the weight, or one a row
     quantize: Callable[[Tensor], tuple[Tensor, Tensor]]
-    multiply: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    multiply: Callable[..., Tensor]
 
 
 _FORMATS = {
@@ -32,6 +35,8 @@ _FORMATS = {
     "fp8_row": _Format("fp8_weight", torch.float8_e4m3fn, False, quantize_fp8_row, fp8_row_linear),
 }
 LINEAR_KINDS = ("off", *_FORMATS)
+# The kinds whose products take activations that are rounded already, and the dtype that they are rounded to.
+ROW_DTYPES = {kind: form.dtype for kind, form in _FORMATS.items() if not form.by_block}
 
 
 class QuantizedLinear(nn.Module):
@@ -39,7 +44,7 @@ class QuantizedLinear(nn.Module):
 
     State: `int8_weight` (or `fp8_weight`) [out, in], float32 `scale` ("int8_block": one per 128 x 128 block, the
     published format; else one per row) and `bias`. All zero until `load_weight`, `load_state_dict` or
-    `reset_parameters`. Raises ValueError for an unknown kind.
+    `reset_parameters`. impl: of the op, "reference" or "triton". Raises ValueError for an unknown kind.
     """
 
     int8_weight: Tensor
@@ -52,6 +57,7 @@ class QuantizedLinear(nn.Module):
         out_features: int,
         *,
         kind: str,
+        impl: str = "reference",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -59,7 +65,7 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         if kind not in _FORMATS:
             raise ValueError(f"8-bit linear kind {kind!r} is not one of {', '.join(_FORMATS)}")
-        self.kind, self.in_features, self.out_features = kind, in_features, out_features
+        self.kind, self.impl, self.in_features, self.out_features = kind, impl, in_features, out_features
         self._format = _FORMATS[kind]
         scales = (-(-out_features // BLOCK), -(-in_features // BLOCK)) if self._format.by_block else (out_features,)
         weight = torch.zeros(out_features, in_features, device=device, dtype=self._format.dtype)
@@ -86,12 +92,50 @@ class QuantizedLinear(nn.Module):
         if self.scale.is_meta:
             raise ValueError("the layer is on the meta device; give it memory first (to_empty)")
         quantized, scale = self._format.quantize(weight_OK.to(self.scale.device))
-        self.get_buffer(self._format.weight_name).copy_(quantized)
+        self.values.copy_(quantized)
         self.scale.copy_(scale)
 
+    @property
+    def values(self) -> Tensor:
+        """The 8-bit weight [out, in]."""
+        return self.get_buffer(self._format.weight_name)
+
+    def float_weight(self) -> Tensor:
+        """The weight that the 8-bit one stands for, float32 [out, in]."""
+        if self._format.by_block:
+            return dequantize_int8_block(self.values, self.scale)
+        return self.values.float() * self.scale[:, None]
+
     def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.values, self.scale, self.bias)
+
+    def multiply(self, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """The op of this layer's kind and impl, on any tensors."""
         with no_autocast(x.device):  # the op states its own number formats
-            return self._format.multiply(x, self.get_buffer(self._format.weight_name), self.scale, self.bias)
+            return self._format.multiply(x, values, scale, bias, impl=self.impl)
+
+    def of_rows(
+        self,
+        rows: tuple[Tensor, Tensor],
+        dtype: torch.dtype,
+        *,
+        gate_BO: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """`residual + gate * forward` in `dtype`, of an input that is rounded already, for the kinds of ROW_DTYPES.
+
+        rows: 8-bit [..., in] and their scale [...], from `quantize_rows` or a quantized norm.
+        """
+        return row_linear(
+            *rows,
+            self.values,
+            self.scale,
+            self.bias,
+            dtype=dtype,
+            gate_BO=gate_BO,
+            residual=residual,
+            impl=self.impl,
+        )
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, kind={self.kind}"
@@ -102,11 +146,71 @@ def linear(
     out_features: int,
     *,
     kind: str,
+    impl: str = "reference",
     bias: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """nn.Linear for kind "off", else a QuantizedLinear, which raises ValueError for an unknown kind."""
+    """nn.Linear for kind "off" (whatever `impl`), else a QuantizedLinear; ValueError for an unknown kind."""
     if kind == "off":
         return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-    return QuantizedLinear(in_features, out_features, kind=kind, bias=bias, device=device, dtype=dtype)
+    return QuantizedLinear(in_features, out_features, kind=kind, impl=impl, bias=bias, device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def join(layers: Sequence[nn.Module]) -> None:
+    """Lay the tensors of layers that read one input side by side in memory, so that one product serves all.
+
+    Every layer keeps its tensors, by their names, as views of the joined ones. Layers that lie so already, because
+    they were given the tensors of joined ones, stay as they are. In "int8_block" each but the last must have outputs in
+    whole blocks of 128, or scales would span the rows of two.
+    """
+    for name in _tensor_names(layers[0]):
+        parts = [getattr(layer, name) for layer in layers]
+        if _side_by_side(parts):
+            continue
+        whole = parts[0].new_empty((sum(part.shape[0] for part in parts), *parts[0].shape[1:]))
+        slices = whole.split([part.shape[0] for part in parts])
+        for layer, part, view in zip(layers, parts, slices, strict=True):
+            view.copy_(part)
+            setattr(layer, name, nn.Parameter(view, part.requires_grad) if isinstance(part, nn.Parameter) else view)
+
+
+def joined(layers: Sequence[nn.Module]) -> list[Tensor]:
+    """The weight (and scale) and bias over all outputs of layers that `join` laid side by side.
+
+    Raises RuntimeError where they do not lie so: tensors were replaced since.
+    """
+    found = []
+    for name in _tensor_names(layers[0]):
+        parts = [getattr(layer, name).detach() for layer in layers]
+        if not _side_by_side(parts):
+            raise RuntimeError(f"the layers' {name} do not lie side by side: join them again after loading")
+        found.append(
+            parts[0].as_strided((sum(part.shape[0] for part in parts), *parts[0].shape[1:]), parts[0].stride())
+        )
+    return found
+
+
+def joined_product(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """The outputs of joined layers side by side, [..., sum of outputs]."""
+    first = layers[0]
+    if isinstance(first, QuantizedLinear):
+        return first.multiply(x, *joined(layers))
+    return F.linear(x, *joined(layers))
+
+
+def _tensor_names(layer: nn.Module) -> list[str]:
+    """Weight first, bias last."""
+    names = [name for name, _ in (*layer.named_buffers(recurse=False), *layer.named_parameters(recurse=False))]
+    return sorted(names, key="bias".__eq__)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> bool:
+    place = parts[0].storage_offset()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == parts[0].untyped_storage().data_ptr()
+        if not (same and part.is_contiguous() and part.storage_offset() == place):
+            return False
+        place += part.numel()
+    return True
