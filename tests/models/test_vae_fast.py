@@ -13,7 +13,12 @@ from turbodiffusion.models.vae_fast import Choices, FastCoder, fold_upsample
 
 # Every kind of layer with and without a change of width, few of each: the interpreter is slow.
 SMALL = VAEConfig(dim=4, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsample=(False, True))
-CHOICES = [Choices("reference"), Choices("reference", fold_upsample=False), Choices("reference", taps_head=False)]
+CHOICES = [
+    Choices("reference"),
+    Choices("reference", fold_upsample=False),
+    Choices("reference", taps_head=False),
+    Choices("reference", pair_columns=4),
+]
 
 
 def relative_l2(actual, expected):
