@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from turbodiffusion.checkpoint.load import load_vae
 from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.vae_fast import Choices, FastCoder, pair_columns
+from turbodiffusion.models.vae_fast import Choices, FastCoder, attend, attend_written_out, pair_columns
 from turbodiffusion.ops.vae.stream import advance_stream
 from turbodiffusion.results import Row, write_results
 from turbodiffusion.source import files, identify
@@ -38,6 +38,7 @@ BEST = Choices()
 VARIANTS: dict[str, tuple[Choices, int]] = {
     "pair_columns": (replace(BEST, pair_columns=96), 4),
     "chunk2": (BEST, 2),
+    "write_out_attention": (replace(BEST, write_out_attention=True), 4),
     "no_fold": (replace(BEST, fold_upsample=False), 4),
     "no_benchmark": (replace(BEST, benchmark=False), 4),
     "no_taps": (replace(BEST, taps_head=False), 4),
@@ -219,13 +220,8 @@ def alternatives(frames: int, scale: int) -> list[str]:
 
 
 def attention_ways(frames: int, positions: int, channels: int) -> list[str]:
-    q, k, v = (torch.randn(frames, 1, positions, channels, device=DEVICE).to(LOW) for _ in range(3))
-
-    def written_out() -> Tensor:
-        scores = torch.matmul(q, k.transpose(-1, -2)) * channels**-0.5
-        return torch.matmul(scores.softmax(-1, dtype=torch.float32).to(LOW), v)
-
-    ways = {"sdpa": lambda: F.scaled_dot_product_attention(q, k, v), "written out": written_out}
+    q, k, v = (torch.randn(frames, positions, channels, device=DEVICE).to(LOW) for _ in range(3))
+    ways = {"sdpa": lambda: attend(q, k, v), "written out": lambda: attend_written_out(q, k, v)}
     work = 4.0 * frames * positions * positions * channels
     lines = []
     for name, run in ways.items():
@@ -280,11 +276,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--alternatives", action="store_true", help="time other ways to convolve and to attend")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="other ways to decode that are timed, by comma")
     parser.add_argument("--seconds", type=float, default=60, help="start nothing optional after so many")
+    parser.add_argument("--cold", action="store_true", help="only the first and second decode of the process")
+    parser.add_argument("--unsearched", action="store_true", help="with --cold: cuDNN does not time its algorithms")
     parser.add_argument("--smoke", action="store_true", help="a tiny size: shows that this script runs, nothing else")
     chosen = parser.parse_args(arguments)
     if DEVICE.type != "cuda" and not chosen.smoke:
         parser.error("an NVIDIA GPU is needed; on a CPU, tests/models/test_vae_fast.py checks the results")
     with torch.inference_mode():
+        if chosen.cold:
+            cold(chosen.unsearched)
+            return 0
         rows, lines = measure(chosen)
     print(f"\n{time.perf_counter() - START:.0f} s in all")
     print("\n".join(lines))
@@ -294,6 +295,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.out:
         write_results(chosen.out, rows, "python " + " ".join(sys.argv), keep=True)
     return 1 if any(row.misses for row in rows if ".check." in row.name) else 0
+
+
+def cold(unsearched: bool) -> None:
+    """Print the seconds of the first and the second decode of this process, and of their first chunks."""
+    vae = WanVAE(device=DEVICE, dtype=LOW).eval().requires_grad_(False)
+    z = random_latent(vae.config, 21, 60, 104).to(LOW)
+    for name in ("first", "second"):
+        synchronize()
+        start, marks = time.perf_counter(), []
+        for chunk in in_chunks(FastCoder(vae.decoder, replace(BEST, benchmark=not unsearched)), z, 4):
+            del chunk
+            synchronize()
+            marks.append(f"{time.perf_counter() - start:.2f}")
+        print(f"{name} decode: seconds after each chunk {', '.join(marks)}", flush=True)
 
 
 def measure(chosen: argparse.Namespace) -> tuple[list[Row], list[str]]:

@@ -112,9 +112,11 @@ class WanVAE(nn.Module):
         if self.impl == "reference" or device.type != "cuda":
             return 1
         # At the widest stage seven tensors of the chunk's frames live at once; an eighth of the memory is for them.
-        one = 7 * pixels * self.config.time_factor * self.config.dim * self.conv1.weight.itemsize
-        budget = torch.cuda.get_device_properties(device).total_memory // 8
-        return next((size for size in (4, 2) if size * one <= budget), 1)
+        # None may have 2^31 values, where PyTorch leaves cuDNN's fast ways.
+        frame, step = pixels * self.config.dim, self.config.time_factor
+        most = torch.cuda.get_device_properties(device).total_memory // 8 // (7 * self.conv1.weight.itemsize)
+        fits = (size for size in (4, 2) if size * step * frame <= most and (size * step + 2) * frame < 2**31)
+        return next(fits, 1)
 
     def _prepare(self, x: Tensor) -> Tensor:
         return x.to(dtype=self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last_3d)

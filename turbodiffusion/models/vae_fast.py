@@ -50,6 +50,7 @@ class Choices:
     fold_upsample: bool = True  # four 2x2 convolutions instead of an upsampled picture
     taps_head: bool = True  # convolve_to_few for the last convolution
     benchmark: bool = True  # cuDNN times its algorithms at each new shape, once a process
+    write_out_attention: bool = False  # two products and a softmax instead of PyTorch's fused attention
     pair_columns: int = 0  # convolutions to at most so many channels make two columns at once (`pair_columns`)
 
 
@@ -147,14 +148,28 @@ def attention_block(block: AttentionBlock, choices: Choices) -> Layer:
     def run(pending: Pending, past: Past) -> tuple[Pending, Past]:
         y, _, x = _advance(pending, gamma, None, 0, choices.impl, activate=False, keep_sum=True)
         B, T, H, W, C = y.shape
-        # Each frame is a batch element of one head.
-        qkv = F.linear(y.view(B * T, 1, H * W, C), block.to_qkv.weight.flatten(1), block.to_qkv.bias)
-        q, k, v = qkv.chunk(3, dim=-1)
-        h = F.scaled_dot_product_attention(q, k, v)
+        qkv = F.linear(y.view(B * T, H * W, C), block.to_qkv.weight.flatten(1), block.to_qkv.bias)
+        q_NLC, k_NLC, v_NLC = qkv.chunk(3, dim=-1)
+        h = (attend_written_out if choices.write_out_attention else attend)(q_NLC, k_NLC, v_NLC)
         h = F.linear(h, block.proj.weight.flatten(1), block.proj.bias)
         return Pending(h.view(B, T, H, W, C), None, x), None
 
     return run
+
+
+def attend(q_NLC: Tensor, k_NLC: Tensor, v_NLC: Tensor) -> Tensor:
+    """One head among the positions of each frame."""
+    return F.scaled_dot_product_attention(q_NLC[:, None], k_NLC[:, None], v_NLC[:, None])[:, 0]
+
+
+def attend_written_out(q_NLC: Tensor, k_NLC: Tensor, v_NLC: Tensor) -> Tensor:
+    """`attend` with the scores in memory, in float32: fused kernels are not made for a head of 384 channels."""
+    if q_NLC.is_cuda and q_NLC.dtype != torch.float32:
+        scores = torch.bmm(q_NLC, k_NLC.transpose(1, 2), out_dtype=torch.float32)
+    else:
+        scores = q_NLC.float() @ k_NLC.float().transpose(1, 2)
+    weights = scores.mul_(q_NLC.shape[-1] ** -0.5).softmax(-1).to(v_NLC.dtype)
+    return weights @ v_NLC
 
 
 def downsample(layer: Downsample, choices: Choices) -> Layer:
