@@ -18,7 +18,8 @@ CHOICES = [
     Choices("reference"),
     Choices("reference", fold_upsample=False),
     Choices("reference", taps_head=False),
-    Choices("reference", pair_columns=4),
+    Choices("reference", winograd=False),
+    Choices("reference", winograd=False, pair_columns=4),
     Choices("reference", write_out_attention=True),
 ]
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from inputs import relative_l2, strided
 
 from turbodiffusion.ops.vae.stream import advance_stream, join_phases
 from turbodiffusion.ops.vae.taps import convolve_to_few
+from turbodiffusion.ops.vae.winograd import Products, join_products, transform_frames, transform_weight
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -59,9 +61,9 @@ def test_everything_at_once(shape, before):
     call = {"before": before, "keep_sum": True}
     actual = advance_stream(x, **rest, **call, impl="triton")
     assert_close(actual, advance_stream(x, **rest, **call), advance_stream(x.double(), **double(rest), **call))
-    assert actual.past_BNHWC.equal(actual.y_BPHWC[:, shape[1] :])
+    assert actual.past_BNHWC.equal(actual.y[:, shape[1] :])
     apart = advance_stream(strided(x), **{k: strided(v) for k, v in rest.items()}, **call, impl="triton")
-    assert apart.y_BPHWC.equal(actual.y_BPHWC) and apart.sum_BTHWC.equal(actual.sum_BTHWC)
+    assert apart.y.equal(actual.y) and apart.sum_BTHWC.equal(actual.sum_BTHWC)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,52 @@ def test_phases_become_one_picture(height, width):
     )
 
 
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("shape", [(1, 2, 1, 1, 12), (2, 6, 5, 7, 96)])
+def test_before_and_after_a_winograd_convolution(shape, products, transform):
+    B, T, H, W, C = shape
+    x, rest = everything(*shape)
+    if products:
+        x = Products(tuple(random(B, T // 2, H, W, C, seed=5 + n) for n in range(4)))
+    wide = Products(tuple(m.double() for m in x.m)) if products else x.double()
+    call = {"before": 2, "keep_sum": True, "transform": transform}
+    for names in (rest, {"gamma_C"}, {"past_BNHWC", "residual_BTHWC"}):
+        some = {name: rest[name] for name in names}
+        actual = advance_stream(x, **some, **call, impl="triton")
+        assert_close(actual, advance_stream(x, **some, **call), advance_stream(wide, **double(some), **call))
+    apart = Products(tuple(strided(m) for m in x.m)) if products else strided(x)
+    assert advance_stream(apart, **some, **call, impl="triton").y.equal(actual.y)
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_products_without_a_convolution_after_them(before):
+    _, rest = everything(2, 4, 3, 5, 12, before=before)
+    x = Products(tuple(random(2, 2, 3, 5, 12, seed=5 + n) for n in range(4)))
+    wide = Products(tuple(m.double() for m in x.m))
+    actual = advance_stream(x, **rest, before=before, impl="triton")
+    assert_close(actual, advance_stream(x, **rest, before=before), advance_stream(wide, **double(rest), before=before))
+
+
+def test_phases_before_a_winograd_convolution():
+    _, rest = everything(2, 4, 6, 10, 24)
+    phases = [random(2, 4, 3, 5, 24, seed=n) for n in range(4)]
+    call = {"before": 2, "keep_sum": True, "transform": True}
+    actual = advance_stream(phases, **rest, **call, impl="triton")
+    wide = join_phases(phases).double()
+    assert_close(actual, advance_stream(phases, **rest, **call), advance_stream(wide, **double(rest), **call))
+
+
+def test_winograd_is_a_convolution():
+    y, weight = random(2, 8, 6, 10, 12).double(), random(7, 12, 3, 3, 3, seed=1).double()
+    expected = F.conv3d(y.movedim(-1, 1), weight, padding=(0, 1, 1)).movedim(1, -1)
+    m = [
+        F.conv2d(v.flatten(0, 1).movedim(-1, 1), kernel, padding=1).movedim(1, -1).unflatten(0, (2, -1))
+        for v, kernel in zip(transform_frames(y), transform_weight(weight), strict=True)
+    ]
+    torch.testing.assert_close(join_products(m), expected)
+
+
 def test_low_precision_is_rounded_once():
     x, rest = everything(2, 3, 5, 7, 96, torch.bfloat16)
     actual = advance_stream(x, **rest, before=2, keep_sum=True, impl="triton")
@@ -106,7 +154,7 @@ def test_low_precision_is_rounded_once():
 def test_what_is_not_finite_stays_where_it_is():
     x, rest = everything(1, 2, 3, 4, 12)
     x[0, 1, 2, 3, 7] = torch.nan
-    y = advance_stream(x, **rest, before=2, impl="triton").y_BPHWC
+    y = advance_stream(x, **rest, before=2, impl="triton").y
     assert y[0, 3, 2, 3].isnan().all()
     y[0, 3, 2, 3] = 0
     assert y.isfinite().all()
@@ -141,8 +189,10 @@ def test_refusals(impl):
     ):
         with pytest.raises(ValueError, match=message):
             advance_stream(x, **{**rest, name: wrong}, before=2, impl=impl)
-    with pytest.raises(ValueError, match="one tensor or four phases, got 2"):
+    with pytest.raises(ValueError, match="one tensor, four phases or Products, got 2 tensors"):
         advance_stream([x, x], impl=impl)
+    with pytest.raises(ValueError, match="transform needs two frames before an even number, got 2 before 3"):
+        advance_stream(x, before=2, transform=True, impl=impl)
     weight = torch.ones(3, 12, 3, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=r"P at least 3, got \[3, 12, 3, 3, 3\] and P=2"):
         convolve_to_few(x[:, :2], weight, torch.ones(3, device=DEVICE), impl=impl)

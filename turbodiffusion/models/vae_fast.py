@@ -1,13 +1,15 @@
 """The Wan VAE made for speed: the layers of `vae_layers.py`, walked with one kernel between each two convolutions.
 
-Counted for 81 frames at 832x480 in bfloat16 on an H200. The decoder's convolutions are 274 TFLOP, of them 97 at 96
-channels, 108 at 192, 56 at 384; upsampling by phases leaves 261. At what cuDNN does there with channels innermost (425,
-629 and 722 TFLOP/s) they take 0.48 s. A full-resolution tensor has 6.2 GB, 1.5 ms to read or to write at 4.2 TB/s: 20
-such passes in the last stage, half as many bytes in the stage before, 50 ms in all.
+Counted for 81 frames at 832x480 in bfloat16 on an H200. The decoder's convolutions are 274 TFLOP: 97 of 3x3x3 at 96
+channels, 97 at 192, 55 at 384, 24 to sample up. Winograd's way along time makes two thirds of the first 249, folding
+the upsampling 4/9 of most of the rest: 178 TFLOP. At what cuDNN does there with channels innermost (425, 629 and 722
+TFLOP/s) they take 0.33 s, against 0.50 s. A full-resolution tensor has 6.2 GB, 1.5 ms to read or to write at 4.2 TB/s:
+the last stage's kernels make 34 such passes, with half and an eighth as many bytes in the stages before, 0.09 s in all.
 
 How:
-- `advance_stream` adds the bias of the convolution before it and the residual, norms, activates, and writes into the
-  buffer of the next convolution, behind the frames that it must remember.
+- `advance_stream` adds the bias of the convolution before it and the residual, norms, activates, and writes what the
+  next convolution reads, with the frames that it must remember.
+- 3x3x3 convolutions of an even number of frames are four 2D ones for each two frames (`ops/vae/winograd.py`).
 - Nearest upsampling to twice the size and then a 3x3 convolution are four 2x2 convolutions of the small picture, one
   for each phase (row and column even or odd), with the sums of the taps that meet the same position: 2.25 times less
   work, and the large picture before the convolution is never made.
@@ -20,7 +22,7 @@ added up yet. Weights in the form that is used here are made anew for each video
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,6 +40,7 @@ from turbodiffusion.models.vae_layers import (
 )
 from turbodiffusion.ops.vae.stream import advance_stream
 from turbodiffusion.ops.vae.taps import convolve_to_few
+from turbodiffusion.ops.vae.winograd import Products, transform_weight
 
 Past = Any  # of a layer: None at the clip's start, then what the layer itself made of it
 
@@ -48,6 +51,7 @@ class Choices:
 
     impl: str = "triton"
     fold_upsample: bool = True  # four 2x2 convolutions instead of an upsampled picture
+    winograd: bool = True  # 3x3x3 convolutions on an even number of frames by `winograd.py`
     taps_head: bool = True  # convolve_to_few for the last convolution
     benchmark: bool = True  # cuDNN times its algorithms at each new shape, once a process
     write_out_attention: bool = False  # two products and a softmax instead of PyTorch's fused attention
@@ -56,9 +60,9 @@ class Choices:
 
 @dataclass(frozen=True)
 class Pending:
-    """x + bias + residual; x may be the four phases of a picture twice as large (`advance_stream`)."""
+    """x + bias + residual; x may be the phases of a picture twice as large, or products (`advance_stream`)."""
 
-    x: Tensor | Sequence[Tensor]
+    x: Tensor | Sequence[Tensor] | Products
     bias_C: Tensor | None = None
     residual: Tensor | None = None
 
@@ -69,6 +73,7 @@ class Convolution:
 
     weight: Tensor
     bias: Tensor
+    transformed: tuple[Tensor, ...] = ()  # its 2D kernels by `winograd.py`, where they are used
     paired: Tensor | None = None  # `pair_columns` of it, for pictures of an even width
 
 
@@ -103,7 +108,7 @@ class FastCoder:
             x = _pad_channels(x_BCTHW.movedim(1, -1), 4)
             seen = advance_stream(x, past_BNHWC=self._past_in, before=2, impl=impl)
             self._past_in = seen.past_BNHWC
-            pending = Pending(_convolve(seen.y_BPHWC, self._conv_in), self._conv_in.bias)
+            pending = Pending(_convolve(seen.y, self._conv_in), self._conv_in.bias)
             for index, layer in enumerate(self._layers):
                 pending, self._pasts[index] = layer(pending, self._pasts[index])
             y, self._past_out, _ = _advance(pending, self._gamma_out, self._past_out, 2, impl)
@@ -124,20 +129,22 @@ class FastCoder:
 
 def residual_block(block: ResidualBlock, choices: Choices) -> Layer:
     gamma_1, gamma_2 = _gamma(block.residual["0"]), _gamma(block.residual["3"])
-    conv_1, conv_2 = (_convolution(block.residual[place], choices.pair_columns) for place in ("2", "6"))
+    conv_1, conv_2 = (_block_convolution(block.residual[place], choices) for place in ("2", "6"))
     shortcut = _convolution(block.shortcut) if isinstance(block.shortcut, PointwiseConv3d) else None
     bias = conv_2.bias if shortcut is None else conv_2.bias + shortcut.bias
 
     def run(pending: Pending, past: Past) -> tuple[Pending, Past]:
         past_1, past_2 = past or (None, None)
-        y, past_1, x = _advance(pending, gamma_1, past_1, 2, choices.impl, keep_sum=True)
+        transform = choices.winograd and _frames(pending) % 2 == 0
+        y, past_1, x = _advance(pending, gamma_1, past_1, 2, choices.impl, keep_sum=True, transform=transform)
         del pending
-        h = _convolve(y, conv_1)
+        h = _convolve_transformed(y, conv_1) if transform else _convolve(y, conv_1)
         del y
-        y, past_2, _ = _advance(Pending(h, conv_1.bias), gamma_2, past_2, 2, choices.impl)
+        y, past_2, _ = _advance(Pending(h, conv_1.bias), gamma_2, past_2, 2, choices.impl, transform=transform)
         del h
         residual = x if shortcut is None else F.linear(x, shortcut.weight.flatten(1))
-        return Pending(_convolve(y, conv_2), bias, residual), (past_1, past_2)
+        h = _convolve_transformed(y, conv_2) if transform else _convolve(y, conv_2)
+        return Pending(h, bias, residual), (past_1, past_2)
 
     return run
 
@@ -265,6 +272,7 @@ def _advance(
     *,
     activate: bool = True,
     keep_sum: bool = False,
+    transform: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, its last frames, and the residual stream itself (added up only if `keep_sum` says that it is needed)."""
     plain = isinstance(pending.x, Tensor) and pending.bias_C is None and pending.residual is None
@@ -277,9 +285,10 @@ def _advance(
         before=before,
         activate=activate,
         keep_sum=keep_sum and not plain,
+        transform=transform,
         impl=impl,
     )
-    return out.y_BPHWC, out.past_BNHWC, pending.x if out.sum_BTHWC is None else out.sum_BTHWC  # type: ignore[return-value]
+    return out.y, out.past_BNHWC, pending.x if out.sum_BTHWC is None else out.sum_BTHWC  # type: ignore[return-value]
 
 
 def _add_up(pending: Pending, impl: str) -> Tensor:
@@ -296,6 +305,12 @@ def _convolve(x_BPHWC: Tensor, conv: Convolution, *, stride: int = 1) -> Tensor:
     return F.conv3d(x_BCTHW, conv.weight, stride=(stride, 1, 1), padding=padding).movedim(1, -1).contiguous()
 
 
+def _convolve_transformed(v: Tensor, conv: Convolution) -> Products:
+    """The frames [B, T, H, W, C'] of v [4, B, T / 2, H, W, C], as products."""
+    a, b, c, d = (_convolve_frames(x, kernel, padding=1) for x, kernel in zip(v, conv.transformed, strict=True))
+    return Products((a, b, c, d))
+
+
 def _convolve_frames(x_BTHWC: Tensor, weight: Tensor, *, padding: int, stride: int = 1) -> Tensor:
     y_NCHW = F.conv2d(x_BTHWC.flatten(0, 1).movedim(-1, 1), weight, stride=stride, padding=padding)
     return y_NCHW.movedim(1, -1).contiguous().unflatten(0, x_BTHWC.shape[:2])
@@ -305,10 +320,21 @@ def _gamma(norm: Any) -> Tensor:
     return norm.gamma.detach().flatten()
 
 
-def _convolution(conv: Any, pair_up_to: int = 0) -> Convolution:
+def _frames(pending: Pending) -> int:
+    x = pending.x
+    return 2 * x.m[0].shape[1] if isinstance(x, Products) else (x if isinstance(x, Tensor) else x[0]).shape[1]
+
+
+def _convolution(conv: Any) -> Convolution:
+    return Convolution(_innermost(conv.weight.detach()), conv.bias.detach())
+
+
+def _block_convolution(conv: Any, choices: Choices) -> Convolution:
+    """With the other forms of its weight that are going to be used."""
     weight = conv.weight.detach()
-    paired = _innermost(pair_columns(weight)) if len(weight) <= pair_up_to else None
-    return Convolution(_innermost(weight), conv.bias.detach(), paired)
+    kernels = transform_weight(weight) if choices.winograd else ()
+    paired = _innermost(pair_columns(weight)) if len(weight) <= choices.pair_columns else None
+    return replace(_convolution(conv), transformed=tuple(map(_innermost, kernels)), paired=paired)
 
 
 def _innermost(weight: Tensor) -> Tensor:
