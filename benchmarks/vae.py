@@ -14,8 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,7 @@ from turbodiffusion.checkpoint.load import load_vae
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.vae_fast import Choices, FastCoder, attend, attend_written_out, pair_columns
 from turbodiffusion.ops.vae.stream import advance_stream
+from turbodiffusion.ops.vae.winograd import Products, transform_weight
 from turbodiffusion.results import Row, write_results
 from turbodiffusion.source import files, identify
 
@@ -36,14 +40,15 @@ START = time.perf_counter()
 BEST = Choices()
 # Ways to decode 81 frames at 832x480: the choices and how many latent frames at once, the most telling first.
 VARIANTS: dict[str, tuple[Choices, int]] = {
-    "pair_columns": (replace(BEST, pair_columns=96), 4),
+    "no_winograd": (replace(BEST, winograd=False), 4),
+    "chunk10": (BEST, 10),
     "chunk2": (BEST, 2),
     "write_out_attention": (replace(BEST, write_out_attention=True), 4),
     "no_fold": (replace(BEST, fold_upsample=False), 4),
     "no_benchmark": (replace(BEST, benchmark=False), 4),
     "no_taps": (replace(BEST, taps_head=False), 4),
+    "pair_columns": (replace(BEST, winograd=False, pair_columns=96), 4),
     "chunk1": (BEST, 1),
-    "chunk10": (BEST, 10),
 }
 
 
@@ -177,6 +182,8 @@ def check_demo() -> list[Row]:
 
 def alternatives(frames: int, scale: int) -> list[str]:
     """Milliseconds and useful TFLOP/s of one 3x3x3 convolution, in several forms, at the sizes of the last stages."""
+    from turbodiffusion.ops.vae import stream_triton
+
     lines = []
     for channels, height, width, count in (
         (96, 480, 832, frames),
@@ -195,25 +202,39 @@ def alternatives(frames: int, scale: int) -> list[str]:
         stacked_out = weight.permute(2, 0, 1, 3, 4).flatten(0, 1).contiguous(memory_format=flat)
         x_BCTHW, x_NCHW = x.movedim(-1, 1), x[0].movedim(-1, 1)
         gamma = torch.ones(channels, device=DEVICE, dtype=LOW)
+        kernels = [kernel.contiguous(memory_format=flat) for kernel in transform_weight(weight)]
+        frames_2d = [torch.randn_like(x_NCHW[: count // 2]) for _ in range(4)]
+        products = Products(tuple(torch.randn_like(x[:, : count // 2]) for _ in range(4)))
+        before = {"past_BNHWC": x[:, :2], "before": 2, "impl": "triton"}
         ways: dict[str, Callable[[], Any]] = {
             "conv3d": lambda x=x_BCTHW, w=weight: F.conv3d(x, w, padding=(0, 1, 1)),
             "conv3d, two columns": lambda x=x_BCTHW, w=paired: F.conv3d(x, w, stride=(1, 1, 2), padding=(0, 1, 1)),
+            "conv2d x 4, winograd": lambda v=frames_2d, w=kernels: list(map(partial(F.conv2d, padding=1), v, w)),
             "conv2d, taps in": lambda x=x3, w=stacked_in: F.conv2d(x, w, padding=1),
             "conv2d, taps out": lambda x=x_NCHW, w=stacked_out: F.conv2d(x, w, padding=1),
-            "advance_stream": lambda x=x, g=gamma: advance_stream(
-                x[:, 2:], g, past_BNHWC=x[:, :2], before=2, impl="triton"
+            "advance": lambda x=x, g=gamma, b=before: advance_stream(x[:, 2:], g, **b),
+            "advance, middle": lambda m=products, g=gamma, b=before: advance_stream(m, g, transform=True, **b),
+            "advance, start": lambda m=products, x=x, g=gamma, b=before: advance_stream(
+                m, g, residual_BTHWC=x[:, 2:], keep_sum=True, transform=True, **b
             ),
         }
+        # Tensors read and written, of the size of x; the first also copies two frames twice.
+        passes = {"advance": 2, "advance, middle": 4, "advance, start": 6}
         for name, run in ways.items():
-            for benchmark in (True, False) if name == "conv3d" else (True,):
+            searches = (True, False) if name in ("conv3d", "conv2d x 4, winograd") else (True,)
+            tiles = (1024, 2048, 4096) if passes.get(name, 0) > 2 else (stream_triton.PAIR_TILE,)
+            for benchmark, tile in product(searches, tiles):
                 torch.backends.cudnn.benchmark = benchmark
-                try:
-                    ms = 1e3 * seconds(run, 5, warm=2)
-                    rate = f"{work / ms / 1e9:7.1f} TFLOP/s" if "conv" in name else f"{4e-9 * x.numel() / ms:7.2f} TB/s"
-                    line = f"{ms:8.3f} ms {rate}"
-                except RuntimeError as failure:
-                    line = f"FAILED {str(failure).splitlines()[0][:80]}"
-                lines.append(f"  {channels:>4} channels  {name + ('' if benchmark else ', unsearched'):<24} {line}")
+                with patch.object(stream_triton, "PAIR_TILE", tile):
+                    try:
+                        ms = 1e3 * seconds(run, 5, warm=2)
+                    except RuntimeError as failure:
+                        lines.append(f"  {channels:>4} channels  {name:<24} FAILED {str(failure).splitlines()[0][:80]}")
+                        continue
+                size = 2e-9 * passes.get(name, 0) * count * height * width * channels
+                rate = f"{size / ms:7.2f} TB/s, tile {tile}" if size else f"{work / ms / 1e9:7.1f} TFLOP/s"
+                what = name + ("" if benchmark else ", unsearched")
+                lines.append(f"  {channels:>4} channels  {what:<32} {ms:8.3f} ms {rate}")
         torch.backends.cudnn.benchmark = False
     lines += attention_ways(4, 6240 // scale**2, 384 // scale)
     return lines
