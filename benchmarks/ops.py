@@ -71,7 +71,7 @@ def norms() -> Iterator[Case]:
 def whole_cases(features: int, out: int, target: float) -> Iterator[Case]:
     """A linear as a model sees it, rounding of its input included, and PyTorch's own to compare with."""
     shape, work = f"{features}x{out}", 2.0 * Case.tokens * features * out
-    weight, bias = random(DEVICE, out, features, seed=1, scale=features**-0.5), random(DEVICE, out, seed=2)
+    weight, bias = random(DEVICE, out, features, seed=1001, scale=features**-0.5), random(DEVICE, out, seed=1002)
     float32 = weight.float()
 
     def make(tokens: int, seed: int) -> tuple[Tensor, ...]:
@@ -140,6 +140,7 @@ def measure(case: Case) -> list[Row]:
         ms = doctor.milliseconds(case)
     except Exception as failure:
         print(f"{case.title:<48} FAILED {type(failure).__name__}: {str(failure).splitlines()[0][:200]}", flush=True)
+        stop_if_lost(failure)
         return [Row(f"{case.title}.{case.unit}", None, case.unit, "higher", case.target, f"failed: {failure}"[:500])]
     rate = case.work / ms / 1e9
     share = rate / PEAK[case.unit]
@@ -164,7 +165,7 @@ def tune(only: str) -> None:
     from turbodiffusion.ops.linear.gemm_triton import TUNING, gemm
 
     for features, out in SHAPES:
-        weight = random(DEVICE, out, features, seed=1, scale=features**-0.5)
+        weight = random(DEVICE, out, features, seed=1001, scale=features**-0.5)
         for name, quantize in (
             ("int8", quantize_int8_row),
             ("fp8", quantize_fp8_row),
@@ -189,8 +190,14 @@ def tune(only: str) -> None:
                     ms = doctor.milliseconds(case)
                 except Exception as failure:
                     print(f"{case.title:<32} {type(failure).__name__}: {str(failure).splitlines()[0][:80]}  {config}")
+                    stop_if_lost(failure)
                     continue
                 print(f"{case.title:<32} {ms:8.3f} ms {case.work / ms / 1e9:8.1f} TOP/s  {config}", flush=True)
+
+
+def stop_if_lost(failure: Exception) -> None:
+    if doctor.gpu_is_lost(str(failure)):
+        sys.exit("the GPU is lost to this process; nothing after this kernel was tried")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -139,6 +139,18 @@ def test_full_memory_is_no_wrong_kernel(gpu, home):
     assert not doctor.cache_file().exists()
 
 
+def test_a_kernel_that_takes_the_gpu_away_is_remembered(gpu):
+    """Nothing runs on the GPU after it, so nothing more is tried; the next process is told without trying."""
+
+    def lost(x):
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    calls = gpu(RIGHT[0], case("product", "linear", lost), RIGHT[2])
+    with pytest.raises(MachineError, match="product broke on this GPU"):
+        doctor.choose("cpu")
+    assert doctor.choose("cpu") == REFERENCE and len(calls) == 1
+
+
 def test_an_answer_is_kept_for_this_very_machine(gpu, monkeypatch):
     calls = gpu(*RIGHT)
     doctor.choose("cpu")

@@ -14,7 +14,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.util import find_spec
@@ -118,7 +118,15 @@ def check_kernels(
         checks.append(check)
         if on_check is not None:
             on_check(check)
+        if gpu_is_lost(check.why):
+            why = f"not checked: {check.op} ended this process's use of the GPU"
+            return [*checks, *(replace(check, op=f"{group} ops", group=group, why=why) for group in GROUPS)]
     return checks
+
+
+def gpu_is_lost(text: str) -> bool:
+    """Whether an error's text tells of one after which CUDA refuses all work of this process."""
+    return re.search("illegal (memory|instruction|address)|misaligned|unspecified launch failure", text) is not None
 
 
 def kernels_of(checks: Sequence[Check]) -> Kernels:
@@ -133,7 +141,7 @@ def choose(device: torch.device | str) -> Kernels:
     The answer is kept in `cache_file()` under the GPU, the driver, the versions and the source of the ops; with another
     of these the checks run again. A group with a wrong kernel gets the reference, and a warning says which and how
     wrong. On a machine without a GPU that runs Triton: the reference, nothing is run. Raises MachineError when the
-    GPU's memory is too full to check.
+    GPU's memory is too full to check, and once when a kernel takes the GPU from this process.
     """
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
@@ -155,6 +163,9 @@ def _choose(device: torch.device) -> Kernels:
         checks = check_kernels(device)
         remember(here, checks)
         log.warning("checked %d kernels in %.0f s", len(checks), time.perf_counter() - start)
+        lost = next((check for check in checks if gpu_is_lost(check.why)), None)
+        if lost is not None:
+            raise MachineError(f"{lost.op} broke on this GPU ({lost.why}): start again, PyTorch references will run")
     for problem in problems(checks):
         log.warning("%s", problem)
     chosen = kernels_of(checks)
