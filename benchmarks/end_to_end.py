@@ -37,7 +37,7 @@ from turbodiffusion.models.wan import WanConfig, WanTransformer
 from turbodiffusion.pipeline import Pipeline
 from turbodiffusion.presets import MODELS
 from turbodiffusion.request import Request
-from turbodiffusion.results import Row, write_results
+from turbodiffusion.results import Row, read_results, write_results
 from turbodiffusion.source import DEMO_FOLDER
 from turbodiffusion.video import read_frames
 
@@ -100,6 +100,19 @@ def warm_rows(pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights:
     return rows
 
 
+def speedup_rows(rows: Sequence[Row], out: Path | None) -> list[Row]:
+    """Of the diffusion alone, over 50 steps of two forwards each, where `benchmarks/forward.py` wrote them to `out`."""
+    earlier = {row.name: row.value for row in read_results(out)} if out is not None and out.exists() else {}
+    here = {row.name: row.value for row in rows}
+    found = []
+    for slow, steps, target in (("original", 4, 100.0), ("original", 2, 200.0), ("tuned", 4, None)):
+        forward, seconds = earlier.get(f"{slow}.{MODEL}.forward_ms"), here.get(f"e2e.{MODEL}.{steps}steps.diffusion_s")
+        if forward and seconds:
+            method = f"100 forwards of {forward:.1f} ms over {seconds:.3f} s; run benchmarks/forward.py just before"
+            found.append(Row(f"speedup.{slow}.{steps}steps", forward / 10 / seconds, "x", "higher", target, method))
+    return found
+
+
 def cold_row(folder: Path, runs: int, outputs: Path, weights: str) -> Row:
     """Seconds from the start of the process to its end; the first fills the caches and is told in the method."""
     for file in folder.iterdir():
@@ -160,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.cuda.empty_cache()
         if not chosen.skip_cold:
             rows.append(cold_row(chosen.weights, chosen.runs, outputs, weights))
+    rows += speedup_rows(rows, chosen.out)
     for row in rows:
         goal = "" if row.target is None else f"<= {row.target:g}"
         print(f"{'MISS' if row.misses else '    '} {row.name:<36} {row.value:8.3f} {row.unit:<4} {goal}", flush=True)

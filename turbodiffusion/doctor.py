@@ -158,7 +158,7 @@ def _choose(device: torch.device) -> Kernels:
         return REFERENCE
     checks = recall(here)
     if checks is None:
-        log.warning("first use on %s with these versions: compiling and checking the kernels, a minute", here.gpu)
+        log.warning("first use on %s with these versions: compiling and checking every kernel, once", here.gpu)
         start = time.perf_counter()
         checks = check_kernels(device)
         remember(here, checks)
