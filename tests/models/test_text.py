@@ -215,6 +215,18 @@ def test_training_after_inference_has_its_gradients():
     assert encoder.shared.weight.grad is not None
 
 
+def test_the_encoder_compiles_as_one_graph():
+    """Training compiles it with its loss; "aot_eager" traces forward and backward and needs no C++ compiler."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (2, 12))
+    mask = (torch.arange(12) < torch.tensor([[12], [5]])).long()
+    expected = encoder(ids, mask)
+    states = torch.compile(encoder, backend="aot_eager", fullgraph=True)(ids, mask)
+    torch.testing.assert_close(states, expected)
+    states.sum().backward()
+
+
 def test_a_moved_encoder_keeps_nothing_of_its_old_place():
     encoder = TextEncoder(TINY)
     ids = torch.randint(3, 512, (1, 12))

@@ -168,11 +168,16 @@ class TextEncoder(nn.Module):
 
     def _buckets(self, attention: Any, length: int, device: torch.device) -> Tensor:
         """The bucket of each pair of tokens [S, S]: the same in every layer, computed once a length."""
+
+        def compute() -> Tensor:
+            places = torch.arange(length, device=device)
+            return attention._relative_position_bucket(places[None] - places[:, None])
+
+        if torch.compiler.is_compiling():
+            return compute()  # a constant of the compiled graph
         if (length, device) not in self._bucket_tables:
             with torch.inference_mode(False):  # a tensor of inference mode could take no part in training later
-                places = torch.arange(length, device=device)
-                table = attention._relative_position_bucket(places[None] - places[:, None])
-                self._bucket_tables[length, device] = table
+                self._bucket_tables[length, device] = compute()
         return self._bucket_tables[length, device]
 
     def _replay(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:

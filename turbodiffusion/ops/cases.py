@@ -4,6 +4,7 @@ A case makes fresh random inputs for any number of tokens, so one table serves r
 compares a kernel with float32 and says what is allowed.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -414,7 +415,9 @@ def poisoned() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, that its products are not deterministic
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
