@@ -27,6 +27,7 @@ FRONT_OF = {
     f"{PACKAGE}.pipeline": {"av"},
     f"{PACKAGE}.cli": FRONT,
     f"{PACKAGE}.training.commands": {"typer"},
+    f"{PACKAGE}.upkeep": {"typer", "rich"},
 }
 
 

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 import turbodiffusion as td
-from turbodiffusion import kinds, memory, source, video
+from turbodiffusion import doctor, kinds, memory, source, video
 from turbodiffusion.checkpoint.folder import save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.errors import CheckpointError, MachineError, MissingFilesError, OutputError, RequestError
@@ -490,7 +490,7 @@ def test_kernels_fit_the_network():
 
 
 def test_kernels_by_default_are_those_of_bfloat16(monkeypatch):
-    monkeypatch.setattr(kinds, "default_kernels", lambda device: TRITON)
+    monkeypatch.setattr(doctor, "choose", lambda device: TRITON)
     device = torch.device("cuda")
     assert kinds.choose_kernels("auto", device, torch.bfloat16) == TRITON
     assert kinds.choose_kernels("auto", device, torch.float32) == REFERENCE

@@ -21,6 +21,7 @@ from turbodiffusion import __version__
 from turbodiffusion.errors import OutputError, RequestError, UserError
 from turbodiffusion.training.commands import app as train
 from turbodiffusion.training.commands import evaluate
+from turbodiffusion.upkeep import bench, doctor, warmup
 
 if TYPE_CHECKING:
     from turbodiffusion.pipeline import Pipeline
@@ -36,6 +37,9 @@ app = typer.Typer(
 )
 app.add_typer(train, name="train")
 app.command()(evaluate)
+app.command()(doctor)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
+app.command()(warmup)
 # typer has no name for its usage errors' class, which is click's or its own by version
 _UsageError: Any = typer.BadParameter.__base__
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from turbodiffusion import memory
+from turbodiffusion import doctor, memory
 from turbodiffusion.errors import MachineError
 from turbodiffusion.models.wan import WanConfig
 from turbodiffusion.ops.contract import check_triton
@@ -18,7 +18,6 @@ from turbodiffusion.ops.kernels import (
     TRITON,
     Kernels,
     attention_obstacle,
-    default_kernels,
     linear_obstacle,
 )
 
@@ -65,12 +64,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose_kernels(name: str, device: torch.device, dtype: torch.dtype) -> Kernels:
-    """ "auto" is `default_kernels` in bfloat16: a float32 network is for comparisons, and no kernel was measured in it.
+    """ "auto" is `doctor.choose` in bfloat16: a float32 network is for comparisons, and no kernel was measured in it.
 
     MachineError for "triton" where it cannot run.
     """
     if name == "auto":
-        return default_kernels(device) if dtype == torch.bfloat16 else REFERENCE
+        return doctor.choose(device) if dtype == torch.bfloat16 else REFERENCE
     if name not in IMPLEMENTATIONS:
         raise MachineError(f"kernels {name!r}: there are auto, {', '.join(IMPLEMENTATIONS)}")
     if name == "reference":

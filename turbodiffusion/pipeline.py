@@ -72,7 +72,7 @@ class Pipeline:
             load_text(self._text, paths["text"], device=device)
             self._text.eval().requires_grad_(False)
             step()
-            self._vae = WanVAE(preset.vae, device="meta", dtype=dtype)
+            self._vae = WanVAE(preset.vae, device="meta", dtype=dtype, impl=kernels.vae)
             load_vae(self._vae, paths["vae"], device=device)
             self._vae.eval().requires_grad_(False)
             step()

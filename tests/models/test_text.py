@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.models import text
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, clean_prompt, train_tokenizer
 
 CAPTIONS = [
@@ -139,9 +140,113 @@ def test_encoder_matches_transformers():
     mask = (torch.arange(12) < torch.tensor([[12], [5], [1]])).long()
     expected = peer(input_ids=ids, attention_mask=mask).last_hidden_state
     states = encoder(ids, mask)
-    # The same operations in the same order: 1e-5 leaves room for another attention kernel alone.
+    # The same operations; 1e-5 leaves room for another attention kernel.
     torch.testing.assert_close(states[mask == 1], expected[mask == 1], atol=1e-5, rtol=1e-5)
     assert (states[mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 8, 9, 16, 29, 40])
+def test_a_prompt_is_computed_at_its_own_length(monkeypatch, tokens):
+    """Padding is cut to the first length that holds the prompt; the states are those of the full length."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (2, 40))
+    mask = (torch.arange(40) < torch.tensor([[tokens], [max(1, tokens - 5)]])).long()
+    whole = encoder._encode(ids, mask)
+    monkeypatch.setattr(text, "LENGTHS", (8, 16, 32))
+    computed, encode = [], encoder._encode
+    monkeypatch.setattr(encoder, "_encode", lambda ids, mask: computed.append(ids.shape[1]) or encode(ids, mask))
+    states = encoder(ids, mask)
+    assert computed == [next((length for length in (8, 16, 32) if tokens <= length), 40)]
+    assert states.shape == whole.shape and (states[mask == 0] == 0).all()
+    # float32 sums of another length in another order
+    torch.testing.assert_close(states, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_length_no_longer_than_the_shortest_is_left_alone(monkeypatch):
+    encoder = TextEncoder(TINY)
+    monkeypatch.setattr(encoder, "_encode", lambda ids, mask: torch.ones(*ids.shape, 32))
+    ids = torch.zeros(1, 64, dtype=torch.int64)
+    assert encoder(ids, torch.zeros_like(ids)).sum() == 64 * 32
+
+
+def test_tokens_behind_a_hole_in_the_mask_count(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(text, "LENGTHS", (4, 8))
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (1, 12))
+    mask = torch.tensor([[1, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]])
+    torch.testing.assert_close(encoder(ids, mask), encoder._encode(ids, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_in_bfloat16_nothing_is_lost_against_transformers():
+    """No further from float32 than transformers' own bfloat16, which rounds the scores before the softmax."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    exact = TextEncoder(TINY)
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_(parameter.bfloat16())
+    encoder = TextEncoder(TINY, dtype=torch.bfloat16)
+    encoder.load_state_dict(exact.state_dict())
+    peer = UMT5EncoderModel(UMT5Config(vocab_size=512, d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=48))
+    peer.load_state_dict(exact.state_dict(), strict=False)
+    peer.encoder.embed_tokens = peer.shared
+    peer.to(torch.bfloat16).eval()
+    ids = torch.randint(3, 512, (8, 12))
+    mask = (torch.arange(12) < torch.arange(5, 13)[:, None]).long()
+    expected = exact(ids, mask)[mask == 1]
+    off, allowed = (
+        ((states[mask == 1].float() - expected).norm() / expected.norm()).item()
+        for states in (encoder(ids, mask), peer(input_ids=ids, attention_mask=mask).last_hidden_state)
+    )
+    assert off <= 1.1 * allowed < 0.05
+
+
+def test_training_after_inference_has_its_gradients():
+    """What inference keeps for the next call must not be a tensor that autograd refuses."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (1, 12))
+    with torch.inference_mode():
+        encoder(ids, torch.ones_like(ids))
+    encoder(ids, torch.ones_like(ids)).sum().backward()
+    assert encoder.shared.weight.grad is not None
+
+
+def test_the_encoder_compiles_as_one_graph():
+    """Training compiles it with its loss; "aot_eager" traces forward and backward and needs no C++ compiler."""
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (2, 12))
+    mask = (torch.arange(12) < torch.tensor([[12], [5]])).long()
+    expected = encoder(ids, mask)
+    states = torch.compile(encoder, backend="aot_eager", fullgraph=True)(ids, mask)
+    torch.testing.assert_close(states, expected)
+    states.sum().backward()
+
+
+def test_a_moved_encoder_keeps_nothing_of_its_old_place():
+    encoder = TextEncoder(TINY)
+    ids = torch.randint(3, 512, (1, 12))
+    encoder(ids, torch.ones_like(ids))
+    assert encoder._bucket_tables
+    encoder.to(torch.bfloat16)
+    assert not encoder._bucket_tables and not encoder._graphs
+    assert encoder(ids, torch.ones_like(ids)).dtype == torch.bfloat16
+
+
+@pytest.mark.gpu
+def test_a_graph_gives_what_the_launches_give():
+    torch.manual_seed(0)
+    encoder = TextEncoder(TINY, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for length in (12, 9, 12, 5):
+            ids = torch.randint(3, 512, (1, 12), device="cuda")
+            mask = (torch.arange(12, device="cuda") < length).long()[None]
+            torch.testing.assert_close(encoder(ids, mask), encoder._encode(ids, mask), atol=0, rtol=0)
+        assert encoder._graphs[1, 12] is not None
 
 
 def test_what_lies_past_a_prompt_does_not_matter():

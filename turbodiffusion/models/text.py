@@ -1,8 +1,9 @@
 """The umT5 text encoder, its tokenizer and the cleaning of prompts, as Wan uses them.
 
-umT5 (arXiv 2304.09151) is T5 v1.1 with a relative position table in every layer. transformers holds the arithmetic;
-this file holds what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and states past a prompt's end
-are zero.
+umT5 (arXiv 2304.09151) is T5 v1.1 with a relative position table in every layer. transformers holds the layers; this
+file holds what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and states past a prompt's end are
+zero. And it makes a prompt's encoding quick: padding is cut before it is computed, attention takes the table as a bias
+of PyTorch's fused one, and a GPU replays the hundreds of launches of a length that comes again as one graph.
 
 transformers, sentencepiece and ftfy are imported where they are used: a command that only prints help, or training
 from prompts that are clean already, should not pay for them or need them.
@@ -19,12 +20,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from turbodiffusion.errors import CheckpointError
 
 WORD_END = "||"  # no piece reaches across it, in the text that a vocabulary is trained on
 BETWEEN_HAN = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # umT5's; it has no token for the beginning of a text
+# Prompts are computed at the first of these that holds them: few shapes to keep graphs of, few tokens for nothing.
+LENGTHS = (64, 128, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class TextEncoder(nn.Module):
         from transformers import UMT5Config, UMT5EncoderModel
 
         self.config = config
+        self._num_buckets = 32
         peer_config = UMT5Config(
             vocab_size=config.vocab_size,
             d_model=config.d_model,
@@ -111,7 +116,7 @@ class TextEncoder(nn.Module):
             d_ff=config.d_ff,
             num_layers=config.num_layers,
             num_heads=config.num_heads,
-            relative_attention_num_buckets=32,
+            relative_attention_num_buckets=self._num_buckets,
             relative_attention_max_distance=128,
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",  # transformers reads this as the tanh form
@@ -122,11 +127,125 @@ class TextEncoder(nn.Module):
         self.shared = model.shared
         self.encoder = model.encoder
         self.encoder.embed_tokens = None  # tied to `shared`: kept once, so that a checkpoint fills it once
+        self._graphs: dict[tuple[int, ...], _Captured | None] = {}
+        self._pool: Any = None
+        self._captured_at = 0
+        self._bucket_tables: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """States [B, S, E] of token ids [B, S], in the weights' dtype and differentiable in them; 0 where mask is 0."""
-        states_BSE = self.encoder(inputs_embeds=self.shared(ids_BS), attention_mask=mask_BS).last_hidden_state
-        return states_BSE.masked_fill(mask_BS[..., None] == 0, 0)
+        """States [B, S, E] of token ids [B, S], in the weights' dtype and differentiable in them; 0 where mask is 0.
+
+        Under torch.inference_mode on a GPU, shapes that come again replay a CUDA graph; it is dropped when the encoder
+        moves or gets other tensors.
+        """
+        length = self._length(mask_BS)
+        ids, mask = ids_BS[:, :length], mask_BS[:, :length]
+        graphs = ids.is_cuda and torch.is_inference_mode_enabled()
+        states_BSE = self._replay(ids, mask) if graphs else self._encode(ids, mask)
+        return pad(states_BSE, (0, 0, 0, ids_BS.shape[1] - length))
+
+    def _length(self, mask_BS: Tensor) -> int:
+        """The first of LENGTHS behind the last token; what is masked out takes part in nothing, so it need not be."""
+        whole = mask_BS.shape[1]
+        if whole <= LENGTHS[0]:
+            return whole
+        places = torch.arange(1, whole + 1, device=mask_BS.device)
+        needed = int((places * (mask_BS != 0)).max())
+        return next((length for length in LENGTHS if needed <= length < whole), whole)
+
+    def _encode(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        """transformers' UMT5Stack without what it asks of each call anew; the same up to the rounding of scores."""
+        blocks = self.encoder.block
+        table = self._buckets(blocks[0].layer[0].SelfAttention, ids_BS.shape[1], ids_BS.device)
+        # One more bucket stands for what is masked out.
+        buckets_BSS = table.masked_fill(mask_BS[:, None] == 0, self._num_buckets)
+        x_BSE = self.shared(ids_BS)
+        for block in blocks:
+            attend, feed = block.layer
+            x_BSE = x_BSE + _attention(attend.SelfAttention, attend.layer_norm(x_BSE), buckets_BSS)
+            x_BSE = x_BSE + feed.DenseReluDense(feed.layer_norm(x_BSE))
+        return self.encoder.final_layer_norm(x_BSE).masked_fill(mask_BS[..., None] == 0, 0)
+
+    def _buckets(self, attention: Any, length: int, device: torch.device) -> Tensor:
+        """The bucket of each pair of tokens [S, S]: the same in every layer, computed once a length."""
+
+        def compute() -> Tensor:
+            places = torch.arange(length, device=device)
+            return attention._relative_position_bucket(places[None] - places[:, None])
+
+        if torch.compiler.is_compiling():
+            return compute()  # a constant of the compiled graph
+        if (length, device) not in self._bucket_tables:
+            with torch.inference_mode(False):  # a tensor of inference mode could take no part in training later
+                self._bucket_tables[length, device] = compute()
+        return self._bucket_tables[length, device]
+
+    def _replay(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
+        """`_encode` from its CUDA graph. The first call of a shape runs without: weights that are on the GPU for one
+        prompt alone are not worth a capture."""
+        here = next(self.parameters()).data_ptr()
+        if here != self._captured_at:
+            self._forget()
+            self._captured_at = here
+        shape = tuple(ids_BS.shape)
+        if shape not in self._graphs:
+            self._graphs[shape] = None
+            return self._encode(ids_BS, mask_BS)
+        captured = self._graphs[shape] = self._graphs[shape] or self._capture(ids_BS, mask_BS)
+        captured.ids_BS.copy_(ids_BS)
+        captured.mask_BS.copy_(mask_BS)
+        captured.graph.replay()
+        return captured.states_BSE.clone()
+
+    def _capture(self, ids_BS: Tensor, mask_BS: Tensor) -> "_Captured":
+        ids_BS, mask_BS = ids_BS.clone(), mask_BS.clone()
+        stream = torch.cuda.Stream(ids_BS.device)
+        stream.wait_stream(torch.cuda.current_stream(ids_BS.device))
+        with torch.cuda.stream(stream):
+            self._encode(ids_BS, mask_BS)  # libraries set themselves up outside the graph
+        torch.cuda.current_stream(ids_BS.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self._pool = self._pool or torch.cuda.graph_pool_handle()  # one for all: no two graphs run at a time
+        # thread_local: another thread may use the GPU meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            states_BSE = self._encode(ids_BS, mask_BS)
+        return _Captured(graph, ids_BS, mask_BS, states_BSE)
+
+    def _forget(self) -> None:
+        """Drop graphs and tables, which hold addresses of this device."""
+        self._graphs, self._bucket_tables = {}, {}
+        self._pool, self._captured_at = None, 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "TextEncoder":
+        """Called by `to`, `cuda`, `half` and the like."""
+        self._forget()
+        return super()._apply(fn, recurse)
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """A graph, the tensors that it reads and the one that it writes."""
+
+    graph: Any
+    ids_BS: Tensor
+    mask_BS: Tensor
+    states_BSE: Tensor
+
+
+def _attention(module: Any, x_BSE: Tensor, buckets_BSS: Tensor) -> Tensor:
+    """transformers' UMT5Attention with PyTorch's fused attention, which does not round the scores on the way.
+
+    T5 does not divide scores by sqrt(D). The bias of a pair is its bucket's entry in the layer's table, [buckets, H].
+    """
+    (batch, length, _), heads = x_BSE.shape, module.n_heads
+    q, k, v = (
+        project(x_BSE).view(batch, length, heads, -1).transpose(1, 2) for project in (module.q, module.k, module.v)
+    )
+    table = module.relative_attention_bias.weight.T
+    table = torch.cat((table, table.new_full((heads, 1), torch.finfo(table.dtype).min)), dim=1)
+    bias_HBSS = table.index_select(1, buckets_BSS.flatten()).unflatten(1, buckets_BSS.shape)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=bias_HBSS.transpose(0, 1).to(q.dtype), scale=1.0)
+    return module.o(out.transpose(1, 2).reshape(batch, length, -1))
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocab_size: int = 4096) -> None:

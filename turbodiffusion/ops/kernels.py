@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
-
-import torch
 
 IMPLEMENTATIONS = ("reference", "triton")
 
@@ -30,13 +27,6 @@ class Kernels:
 
 REFERENCE = Kernels()
 TRITON = Kernels("triton", "triton", "triton", "triton")
-
-
-def default_kernels(device: torch.device) -> Kernels:
-    """TRITON on an NVIDIA GPU of compute capability 8.0 or more with the package triton installed, else REFERENCE."""
-    if device.type != "cuda" or torch.version.cuda is None or find_spec("triton") is None:
-        return REFERENCE
-    return TRITON if torch.cuda.get_device_capability(device) >= (8, 0) else REFERENCE
 
 
 def attention_obstacle(

@@ -1,0 +1,186 @@
+"""From a prompt to the closed mp4, Wan2.1 T2V 1.3B at 480p with random weights of the real sizes, on one GPU.
+
+python benchmarks/end_to_end.py --weights FOLDER [--out FILE.json] [--text full] [--runs 3] [--skip-cold]
+
+FOLDER is made once: a transformer in 8-bit blocks, as it is published, the VAE, and umT5-XXL ("full", 11 GB) or two
+layers of it ("small", to try this script). The GPU's speed does not depend on the values; what they paint is noise of
+little contrast, about as hard on the mp4 encoder as a video. Warm: `Pipeline.generate` and `Result.save` in a process
+that has made a video of the same shape, every prompt and seed new. Cold: `turbodiffusion generate` in a fresh process,
+the files in the page cache and the compiled caches filled by one that is not counted. Medians.
+"""
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from text import fill
+
+from turbodiffusion.checkpoint.folder import Stored, in_blocks, read_folder, write_folder
+from turbodiffusion.models.text import TextConfig, TextEncoder
+from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.pipeline import Pipeline
+from turbodiffusion.presets import MODELS
+from turbodiffusion.request import Request
+from turbodiffusion.results import Row, read_results, write_results
+from turbodiffusion.source import DEMO_FOLDER
+from turbodiffusion.video import read_frames
+
+ROOT = Path(__file__).parents[1]
+MODEL = "1_3b.480p"
+SIZE = (81, 480, 832, 3)
+TARGETS = {"warm_s": 1.6, "cold_s": 15.0, "peak": 8.0}  # of 4 steps
+TEXT_LAYERS = {"full": TextConfig().num_layers, "small": 2}
+PROMPT = (
+    "Number {}: an orange cat in a yellow raincoat runs along a pier at dusk while waves break on the stones below, "
+    "the camera follows it from the side, lamps light up one after the other, and far away a lighthouse turns."
+)
+
+
+def make_weights(
+    folder: Path, transformer: WanConfig, vae: VAEConfig, text: TextConfig, device: str, sampling: Mapping[str, object]
+) -> None:
+    """Write a model folder of random weights: bfloat16, the VAE float32, the transformer's linears in int8 blocks."""
+    sizes = {"transformer": replace(transformer, quant_linear="off"), "vae": vae, "text": text}
+    kinds = {"transformer": WanTransformer, "vae": WanVAE, "text": TextEncoder}
+    parts = {}
+    for seed, (part, config) in enumerate(sizes.items()):
+        dtype = torch.float32 if part == "vae" else torch.bfloat16
+        module = fill(kinds[part](config, device=device, dtype=dtype), seed)
+        if part == "vae":
+            # Not flat, and of little contrast: noise at full contrast takes the mp4 encoder twice a video's time.
+            module.decoder.head.get_submodule("2").weight.data.mul_(0.05)
+        stored = Stored(module.state_dict())
+        parts[part] = config, in_blocks(stored, part) if part == "transformer" else stored
+    write_folder(folder, parts, DEMO_FOLDER / "spiece.model", {"sampling": sampling, "about": {"file_name": "Bench"}})
+
+
+def request(number: int, steps: int) -> Request:
+    return Request(PROMPT.format(number), seed=number, num_steps=steps, num_frames=SIZE[0], resolution="480p")
+
+
+def warm_rows(pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights: str) -> list[Row]:
+    """Seconds of the whole and of its stages."""
+    whole: list[float] = []
+    stages: list[Mapping[str, float]] = []
+    for number in range(runs + 1):
+        start = time.perf_counter()
+        result = pipeline.generate(request(100 * steps + number, steps))
+        path = result.save(outputs)
+        seconds = time.perf_counter() - start
+        if number == 0:
+            frames = read_frames(path)
+            assert frames.shape == SIZE, f"{path} holds {frames.shape}"
+            continue
+        whole.append(seconds)
+        stages.append(result.seconds)
+        print(f"{steps} steps: {seconds:.3f} s, {', '.join(f'{k} {v:.3f}' for k, v in result.seconds.items())}")
+    name = f"e2e.{MODEL}.{steps}steps"
+    method = f"{weights}; median of {runs} prompts and seeds, {min(whole):.3f} to {max(whole):.3f}"
+    target = TARGETS["warm_s"] if steps == 4 else None
+    rows = [Row(f"{name}.warm_s", statistics.median(whole), "s", "lower", target, method)]
+    for stage in stages[0]:
+        median = statistics.median(seconds.get(stage, 0.0) for seconds in stages)
+        rows.append(Row(f"{name}.{stage}_s", median, "s", "lower", None, f"stage of the warm run; {method}"))
+    return rows
+
+
+def speedup_rows(rows: Sequence[Row], out: Path | None) -> list[Row]:
+    """Of the diffusion alone, over 50 steps of two forwards each, where `benchmarks/forward.py` wrote them to `out`."""
+    earlier = {row.name: row.value for row in read_results(out)} if out is not None and out.exists() else {}
+    here = {row.name: row.value for row in rows}
+    found = []
+    for slow, steps, target in (("original", 4, 100.0), ("original", 2, 200.0), ("tuned", 4, None)):
+        forward, seconds = earlier.get(f"{slow}.{MODEL}.forward_ms"), here.get(f"e2e.{MODEL}.{steps}steps.diffusion_s")
+        if forward and seconds:
+            method = f"100 forwards of {forward:.1f} ms over {seconds:.3f} s; run benchmarks/forward.py just before"
+            found.append(Row(f"speedup.{slow}.{steps}steps", forward / 10 / seconds, "x", "higher", target, method))
+    return found
+
+
+def cold_row(folder: Path, runs: int, outputs: Path, weights: str) -> Row:
+    """Seconds from the start of the process to its end; the first fills the caches and is told in the method."""
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            while stream.read(1 << 26):
+                pass
+    seconds = []
+    for number in range(runs + 1):
+        command = [sys.executable, "-m", "turbodiffusion", "generate", PROMPT.format(9000 + number), "--quiet"]
+        command += ["--model", str(folder), "--seed", str(9000 + number), "--num-steps", "4", "--quant-linear", "on"]
+        command += ["--num-frames", str(SIZE[0]), "--resolution", "480p", "--output", str(outputs)]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        seconds.append(time.perf_counter() - start)
+        print(f"a process: {seconds[-1]:.2f} s", flush=True)
+    first, *counted = seconds
+    method = f"{weights}; median of {runs} processes after one of {first:.1f} s, files in the page cache"
+    return Row(f"e2e.{MODEL}.4steps.cold_s", statistics.median(counted), "s", "lower", TARGETS["cold_s"], method)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="a folder, made if it is not there")
+    parser.add_argument("--text", choices=TEXT_LAYERS, default="full", help="the text encoder that is made (full)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--skip-cold", action="store_true", help="no fresh processes")
+    parser.add_argument("--out", type=Path, help="a result file; rows that are in it and not measured now stay")
+    chosen = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("an NVIDIA GPU is needed")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    preset = MODELS["wan2.1-t2v-1.3b"]
+    if not (chosen.weights / "model.json").is_file():
+        start = time.perf_counter()
+        text = replace(preset.text, num_layers=TEXT_LAYERS[chosen.text])
+        sampling = {"sampler": "rcm", "num_steps": 4, "sigma_max": 80.0, "resolution": "480p"}
+        make_weights(chosen.weights, preset.transformer, preset.vae, text, "cuda", sampling)
+        torch.cuda.empty_cache()
+        print(f"wrote {chosen.weights} in {time.perf_counter() - start:.0f} s", flush=True)
+    layers = read_folder(chosen.weights).text.num_layers
+    weights = f"random weights, {SIZE[0]} frames at {SIZE[2]}x{SIZE[1]}, text encoder of {layers} layers"
+
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        outputs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pipeline = Pipeline.load(str(chosen.weights), device="cuda", quant_linear="on", requests=[request(1, 4)])
+        pipeline.generate(request(1, 4))
+        torch.cuda.reset_peak_memory_stats()
+        rows += warm_rows(pipeline, 4, chosen.runs, outputs, weights)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        method = f"{weights}; PyTorch's tensors at their most while warm videos are made"
+        rows.append(Row(f"peak.{MODEL}.gib", peak, "GiB", "lower", TARGETS["peak"], method))
+        rows += warm_rows(pipeline, 2, chosen.runs, outputs, weights)
+        del pipeline
+        gc.collect()
+        torch.cuda.empty_cache()
+        if not chosen.skip_cold:
+            rows.append(cold_row(chosen.weights, chosen.runs, outputs, weights))
+    rows += speedup_rows(rows, chosen.out)
+    for row in rows:
+        goal = "" if row.target is None else f"<= {row.target:g}"
+        print(f"{'MISS' if row.misses else '    '} {row.name:<36} {row.value:8.3f} {row.unit:<4} {goal}", flush=True)
+    if chosen.out:
+        write_results(chosen.out, rows, "python " + " ".join(sys.argv), keep=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The text encoder, umT5-XXL at its real size with random weights, on one GPU.
+
+python benchmarks/text.py [--out FILE.json] [--layers 24]
+
+First the check: states in bfloat16 must not be further from float32 than 1.1 times those of transformers' own forward.
+Then the times, of calls as the pipeline makes them (the third of a length on, which replay a CUDA graph), wall clock
+with the GPU waited for, median of 20.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from turbodiffusion.models.text import TextConfig, TextEncoder
+from turbodiffusion.ops.cases import OF_THE_EMULATION, error
+from turbodiffusion.results import Row, write_results
+
+TARGET_MS = 25.0  # of 512 tokens
+TOKENS = (512, 256, 128, 64)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights under which activations keep their size: matrices of 1 / sqrt(inputs), gains 1, biases 0."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    for name, x in module.named_parameters():
+        if id(x) in embeddings:
+            x.normal_(generator=generator)
+        elif name.endswith("modulation"):
+            x.normal_(generator=generator).mul_(x.shape[-1] ** -0.5)
+        elif x.ndim == 1 or x[0].numel() == 1:  # a bias, or a gain for each channel
+            x.fill_(0.0 if name.endswith("bias") else 1.0)
+        else:
+            x.normal_(generator=generator).mul_(x[0].numel() ** -0.5)
+    return module
+
+
+def inputs(tokens: int, config: TextConfig) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(3, config.vocab_size, (1, config.text_len), device="cuda")
+    return ids, (torch.arange(config.text_len, device="cuda") < tokens).long()[None]
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(25):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[5:])
+
+
+def theirs(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
+    """transformers' own forward over the same weights, always at the full length."""
+    return encoder.encoder(inputs_embeds=encoder.shared(ids), attention_mask=mask).last_hidden_state
+
+
+@torch.inference_mode()
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="a result file; rows that are in it and not measured now stay")
+    parser.add_argument("--layers", type=int, default=24, help="fewer are no umT5-XXL: a try of this script")
+    chosen = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("an NVIDIA GPU is needed")
+    config = TextConfig(num_layers=chosen.layers)
+    encoder = TextEncoder(config, device="meta", dtype=torch.bfloat16).to_empty(device="cuda")
+    fill(encoder).eval().requires_grad_(False)
+
+    rows, outputs = [], {}
+    for tokens in TOKENS:
+        ids, mask = inputs(tokens, config)
+        for _ in range(3):  # plain, captured, replayed
+            states = encoder(ids, mask)
+        outputs[tokens] = ids, mask, states[:, :tokens], theirs(encoder, ids, mask)[:, :tokens]
+        ms = milliseconds(lambda ids=ids, mask=mask: encoder(ids, mask))
+        target = TARGET_MS if tokens == 512 and chosen.layers == 24 else None
+        method = f"umT5-XXL, {chosen.layers} layers, bfloat16, batch 1, CUDA graph, wall clock, median of 20"
+        rows.append(Row(f"text.{tokens}.ms", ms, "ms", "lower", target, method))
+    ids, mask = inputs(512, config)
+    for name, run in (("eager", encoder._encode), ("transformers", lambda *x: theirs(encoder, *x))):
+        ms = milliseconds(lambda run=run: run(ids, mask))
+        rows.append(Row(f"text.512.{name}.ms", ms, "ms", "lower", None, "without a graph, median of 20"))
+
+    wrong = False
+    encoder.float()
+    for tokens, (ids, mask, ours, peers) in outputs.items():
+        exact = theirs(encoder, ids, mask)[:, :tokens]
+        off, allowed = error(ours, exact), OF_THE_EMULATION * error(peers, exact)
+        wrong |= not off <= allowed
+        method = "relative L2 against float32; allowed are 1.1 times transformers' own in bfloat16"
+        rows.append(Row(f"text.{tokens}.error", off, "relative L2", "lower", allowed, method))
+    for row in rows:
+        goal = "" if row.target is None else f"<= {row.target:.4g}"
+        print(f"{'MISS' if row.misses else '    '} {row.name:<28} {row.value:10.4g} {row.unit:<12} {goal}", flush=True)
+    if chosen.out:
+        write_results(chosen.out, rows, "python " + " ".join(sys.argv), keep=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

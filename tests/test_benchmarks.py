@@ -1,0 +1,43 @@
+"""What the scripts in benchmarks/ make and read, at sizes for a CPU; what they time needs a GPU."""
+
+import numpy as np
+import pytest
+import torch
+
+from turbodiffusion import upkeep
+from turbodiffusion.models.text import TextConfig
+from turbodiffusion.models.vae import VAEConfig
+from turbodiffusion.models.wan import WanConfig
+
+
+@pytest.fixture(scope="module")
+def end_to_end():
+    if not upkeep.BENCHMARKS.is_dir():
+        pytest.skip("no checkout")
+    return upkeep._script(upkeep.BENCHMARKS / "end_to_end.py")
+
+
+def test_random_weights_make_a_video_that_is_finite_and_not_flat(end_to_end, tmp_path):
+    from turbodiffusion.pipeline import Pipeline
+    from turbodiffusion.request import Request
+
+    end_to_end.make_weights(
+        tmp_path / "weights",
+        WanConfig(
+            dim=128, ffn_dim=256, num_heads=2, num_layers=4, text_dim=32, round_time_to_bf16=True, attention_type="sla"
+        ),
+        VAEConfig(dim=16),
+        TextConfig(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=64, vocab_size=4096),
+        "cpu",
+        {"sampler": "rcm", "num_steps": 2, "sigma_max": 80.0, "resolution": "64x64", "num_frames": 5},
+    )
+    pipeline = Pipeline.load(str(tmp_path / "weights"), device="cpu")
+    frames = pipeline.generate(Request(end_to_end.PROMPT.format(1), seed=1)).frames.astype(np.float32)
+    assert frames.shape == (5, 64, 64, 3)
+    assert 1 < frames.std() < 60 and frames[1:].std() > 1
+
+
+def test_filled_weights_keep_the_size_of_activations(end_to_end):
+    model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8)))
+    out = end_to_end.fill(model)(torch.randn(64, 256))
+    assert 0.7 < out.std() < 1.4
