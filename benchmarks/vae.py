@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -45,7 +44,6 @@ VARIANTS: dict[str, tuple[Choices, int]] = {
     "chunk2": (BEST, 2),
     "write_out_attention": (replace(BEST, write_out_attention=True), 4),
     "no_fold": (replace(BEST, fold_upsample=False), 4),
-    "no_benchmark": (replace(BEST, benchmark=False), 4),
     "no_taps": (replace(BEST, taps_head=False), 4),
     "pair_columns": (replace(BEST, winograd=False, pair_columns=96), 4),
     "chunk1": (BEST, 1),
@@ -135,10 +133,8 @@ def check(plain: WanVAE) -> list[Row]:
         mean, std = plain._latent_scale(DEVICE)
         z = plain.conv2(plain._prepare(latent.float() * std + mean))
         for name, (choices, size) in {"best": (BEST, 4), **VARIANTS}.items():
-            if choices.benchmark:  # the shapes are not those that are timed: do not time algorithms for them
-                choices = replace(choices, benchmark=False)
-            elif name != "no_benchmark":
-                continue
+            # The shapes are not those that are timed: cuDNN need not search for them.
+            choices = replace(choices, benchmark=False)
             got = torch.cat(list(in_chunks(FastCoder(plain.decoder, choices), z, size)), dim=2)
             note(f"decode.{name}", got, low, expected, what)
         fast = shared(plain, impl="triton")
@@ -184,6 +180,7 @@ def alternatives(frames: int, scale: int) -> list[str]:
     """Milliseconds and useful TFLOP/s of one 3x3x3 convolution, in several forms, at the sizes of the last stages."""
     from turbodiffusion.ops.vae import stream_triton
 
+    torch.backends.cudnn.benchmark = True
     lines = []
     for channels, height, width, count in (
         (96, 480, 832, frames),
@@ -221,10 +218,8 @@ def alternatives(frames: int, scale: int) -> list[str]:
         # Tensors read and written, of the size of x; the first also copies two frames twice.
         passes = {"advance": 2, "advance, middle": 4, "advance, start": 6}
         for name, run in ways.items():
-            searches = (True, False) if name in ("conv3d", "conv2d x 4, winograd") else (True,)
             tiles = (1024, 2048, 4096) if passes.get(name, 0) > 2 else (stream_triton.PAIR_TILE,)
-            for benchmark, tile in product(searches, tiles):
-                torch.backends.cudnn.benchmark = benchmark
+            for tile in tiles:
                 with patch.object(stream_triton, "PAIR_TILE", tile):
                     try:
                         ms = 1e3 * seconds(run, 5, warm=2)
@@ -233,9 +228,8 @@ def alternatives(frames: int, scale: int) -> list[str]:
                         continue
                 size = 2e-9 * passes.get(name, 0) * count * height * width * channels
                 rate = f"{size / ms:7.2f} TB/s, tile {tile}" if size else f"{work / ms / 1e9:7.1f} TFLOP/s"
-                what = name + ("" if benchmark else ", unsearched")
-                lines.append(f"  {channels:>4} channels  {what:<32} {ms:8.3f} ms {rate}")
-        torch.backends.cudnn.benchmark = False
+                lines.append(f"  {channels:>4} channels  {name:<24} {ms:8.3f} ms {rate}")
+    torch.backends.cudnn.benchmark = False
     lines += attention_ways(4, 6240 // scale**2, 384 // scale)
     return lines
 
@@ -307,9 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if chosen.cold:
             cold(chosen.unsearched)
             return 0
-        rows, lines = measure(chosen)
+        rows = measure(chosen)
     print(f"\n{time.perf_counter() - START:.0f} s in all")
-    print("\n".join(lines))
     for row in rows:
         value = "-" if row.value is None else f"{row.value:10.3f}"
         print(f"{row.name:<36} {value} {row.unit:<4}{' MISSES ' + str(row.target) if row.misses else ''}")
@@ -319,7 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cold(unsearched: bool) -> None:
-    """Print the seconds of the first and the second decode of this process, and of their first chunks."""
+    """Print the seconds of the first and the second decode of this process, chunk by chunk.
+
+    With and without the search in two processes: PyTorch keeps the way that it has once taken at a shape.
+    """
     vae = WanVAE(device=DEVICE, dtype=LOW).eval().requires_grad_(False)
     z = random_latent(vae.config, 21, 60, 104).to(LOW)
     for name in ("first", "second"):
@@ -332,8 +328,8 @@ def cold(unsearched: bool) -> None:
         print(f"{name} decode: seconds after each chunk {', '.join(marks)}", flush=True)
 
 
-def measure(chosen: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """All rows, and lines for a person."""
+def measure(chosen: argparse.Namespace) -> list[Row]:
+    """All rows."""
     torch.manual_seed(0)
     smoke = chosen.smoke
     config = (
@@ -369,12 +365,10 @@ def measure(chosen: argparse.Namespace) -> tuple[list[Row], list[str]]:
     add("decode.480p.plain_ms", plain_ms, "ms", f"{real}: the plain walk, median of 2")
     mean, std = plain._latent_scale(DEVICE)
     z = plain.conv2(plain._prepare(latent * std + mean))
-    lines = []
     if chosen.profile:
         profile(plain, z, 4)
     if chosen.alternatives:
-        lines = alternatives(8 if smoke else 16, 8 if smoke else 1)
-        print("\n".join(lines), flush=True)
+        print("\n".join(alternatives(8 if smoke else 16, 8 if smoke else 1)), flush=True)
 
     def variant(name: str) -> None:
         choices, size = VARIANTS[name]
@@ -401,7 +395,7 @@ def measure(chosen: argparse.Namespace) -> tuple[list[Row], list[str]]:
             print("no time left for the rest; --seconds gives more", flush=True)
             break
         run()
-    return rows, lines
+    return rows
 
 
 if __name__ == "__main__":
