@@ -113,7 +113,7 @@ def test_moving_and_still_cameras_in_one_batch(world):
     clips = [replace(BALL, light="night"), replace(BALL, camera="pan left"), BALL]
     for clip, video in zip(clips, world.render(clips), strict=True):
         assert torch.equal(video, world.render([clip])[0])
-    together = world._render(clips)  # one batch: the still ones are drawn frame by frame too
+    together, _ = world._render(clips)  # one batch: the still ones are drawn frame by frame too
     assert (together - world.render(clips)).abs().max() < 1e-4  # float32 sampling in another shape
 
 
