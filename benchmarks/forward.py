@@ -42,6 +42,7 @@ CHECK_LATENT = (5, 60, 104)  # 7800 tokens, a multiple of no tile
 CHECK_LAYERS = 2
 DEMO_LATENT = (9, 32, 32)  # 33 frames of 256x256
 TOPK = 0.1
+TARGETS_MS = {"1_3b.480p": 150.0, "1_3b.720p": 420.0, "14b.480p": 950.0, "14b.720p": 2700.0}  # of "fast", on an H200
 FORWARDS = 7
 DEVICE = torch.device("cuda")
 GIB = 2**30
@@ -233,7 +234,8 @@ def time_mode(name: str, mode: Mode, base: WanConfig, at: str, sizes: Sequence[s
         row = mode.row.format(f"{at}.{size}")
         print(f"     {row:<40} {ms:9.2f} ms  (host {host:.2f} ms, peak {peak / GIB:.2f} GiB)", flush=True)
         how = f"{mode.attention}, {mode.linear}, {base.num_layers} layers, 81 frames, median of {FORWARDS} forwards"
-        rows.append(Row(row, ms, "ms", "lower", None, f"{how}, CUDA events; the host needs {host:.1f} ms"))
+        target = TARGETS_MS.get(f"{at}.{size}") if name == "fast" else None
+        rows.append(Row(row, ms, "ms", "lower", target, f"{how}, CUDA events; the host needs {host:.1f} ms"))
         peak_row = f"peak.forward.{name}.{at}.{size}.gib"
         rows.append(Row(peak_row, peak / GIB, "GiB", "lower", None, "weights and one forward, allocated by PyTorch"))
         if profiled:
