@@ -97,21 +97,20 @@ class Encoder:
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
         self._count = 0
-        self._converters = ThreadPoolExecutor(_CONVERTERS, thread_name_prefix="4:2:0")
 
     def add(self, frames: Frames) -> None:
         """Encode uint8 [F, H, W, 3]; H and W as given at the start."""
         assert frames.dtype == np.uint8 and frames.shape[1:] == (*self._size, 3), (frames.dtype, frames.shape)
-        for picture in self._converters.map(_to_yuv, frames[:, : self._stream.height, : self._stream.width]):
-            self._mux(picture)
-            self._count += 1
+        with ThreadPoolExecutor(_CONVERTERS) as pool:
+            for picture in pool.map(_to_yuv, frames[:, : self._stream.height, : self._stream.width]):
+                self._mux(picture)
+                self._count += 1
 
     def finish(self) -> bytes:
         """Flush the encoder and return the whole file; the encoder is used up."""
         assert self._count > 0, "a video needs a frame"
         self._mux(None)
         self._mp4.close()
-        self._converters.shutdown()
         return self._buffer.getvalue()
 
     def _mux(self, picture: Any) -> None:

@@ -11,6 +11,9 @@ from turbodiffusion.models.wan import WanConfig, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.kernels import TRITON, Kernels
 
+# Interpreted kernels, and every kind of linear under every kind of attention: too slow for make test-fast.
+pytestmark = pytest.mark.slow
+
 CONFIG = WanConfig(
     dim=64,
     ffn_dim=96,

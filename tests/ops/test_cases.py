@@ -5,6 +5,9 @@ import torch
 
 from turbodiffusion.ops import cases as table
 
+# Interpreted kernels: too slow for make test-fast.
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 CASES = [
     *table.norm_cases(CPU, 64, 1),

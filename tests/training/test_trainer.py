@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,13 +85,15 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_minutes_alone_set_the_steps(tmp_path: Path) -> None:
+def test_minutes_alone_set_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, loss = make(tmp_path, 0)
-    trainer.schedule = Schedule(lr=1e-2, minutes=0.01, log_every=5)
+    # A clock that a step moves by a second, whatever the machine does meanwhile.
+    monkeypatch.setattr("turbodiffusion.training.trainer.time", SimpleNamespace(monotonic=lambda: float(trainer.step)))
+    trainer.schedule = Schedule(lr=1e-2, minutes=2, log_every=5)
     trainer.fit(loss)
-    assert trainer.schedule.steps is not None and trainer.step > 60
+    assert trainer.schedule.steps == trainer.step == 120
     resumed, _ = make(tmp_path, 0)
-    resumed.schedule = Schedule(lr=1e-2, minutes=0.01)
+    resumed.schedule = Schedule(lr=1e-2, minutes=2)
     assert resumed.resume() and resumed.schedule.steps == trainer.schedule.steps
 
 
