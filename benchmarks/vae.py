@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,42 +109,61 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-def check(plain: WanVAE) -> list[Row]:
-    """Small and ragged sizes: the error of every way to decode, and of encoding, over the plain bfloat16 walk's."""
+@dataclass(frozen=True)
+class Exact:
+    """A small or ragged size: z, and what float32 and the plain bfloat16 walk make of it."""
+
+    what: str
+    z: Tensor
+    low: Tensor
+    expected: Tensor
+    video: Tensor
+    low_latent: Tensor
+    expected_latent: Tensor
+
+
+def exact_results(plain: WanVAE) -> list[Exact]:
     float32 = shared(plain, dtype=torch.float32)
-    worst: dict[str, tuple[float, str]] = {}
-
-    def note(name: str, actual: Tensor, low: Tensor, expected: Tensor, what: str) -> None:
-        error, usual = relative_l2(actual, expected), relative_l2(low, expected)
-        ratio = error / usual if error == error else float("inf")
-        line = f"error {error:.2e}, of the plain walk {usual:.2e}, {what}"
-        if name not in worst or ratio > worst[name][0]:
-            worst[name] = (ratio, line)
-
-    sizes = [(3, 7, 9), (6, 12, 20)] if DEVICE.type == "cuda" else [(3, 2, 3)]
-    for frames, height, width in sizes:
-        what = f"{frames} latent frames of {width}x{height}"
+    results = []
+    for frames, height, width in [(3, 7, 9), (6, 12, 20)] if DEVICE.type == "cuda" else [(3, 2, 3)]:
         latent = random_latent(plain.config, frames, height, width, seed=frames)
         with exact():
             expected = float32.decode(latent)
             video = expected.clamp(-1, 1)
             expected_latent = float32.encode(video)
-        low, low_latent = plain.decode(latent), plain.encode(video)
         mean, std = plain._latent_scale(DEVICE)
         z = plain.conv2(plain._prepare(latent.float() * std + mean))
-        for name, (choices, size) in {"best": (BEST, 4), **VARIANTS}.items():
-            # The shapes are not those that are timed: cuDNN need not search for them.
-            choices = replace(choices, benchmark=False)
-            got = torch.cat(list(in_chunks(FastCoder(plain.decoder, choices), z, size)), dim=2)
-            note(f"decode.{name}", got, low, expected, what)
-        fast = shared(plain, impl="triton")
-        note("encode", fast.encode(video), low_latent, expected_latent, what)
-    rows = []
-    for name, (ratio, line) in worst.items():
-        print(f"check {name:<22} {ratio:6.3f} times the plain error  ({line})", flush=True)
-        method = f"relative L2 error against float32 over the plain bfloat16 walk's; {line}"
-        rows.append(Row(f"vae.check.{name}.ratio", ratio, "x", "lower", 1.1, method))
-    return rows
+        what = f"{frames} latent frames of {width}x{height}"
+        results.append(Exact(what, z, plain.decode(latent), expected, video, plain.encode(video), expected_latent))
+    return results
+
+
+def check(name: str, pairs: Sequence[tuple[Tensor, Tensor, Tensor, str]]) -> Row:
+    """The error of what was made over the plain bfloat16 walk's, the worst size; pairs: made, plain, float32, size."""
+    worst, line = 0.0, ""
+    for made, low, expected, what in pairs:
+        error, usual = relative_l2(made, expected), relative_l2(low, expected)
+        ratio = error / usual if error == error else float("inf")
+        if ratio > worst:
+            worst, line = ratio, f"error {error:.2e}, of the plain walk {usual:.2e}, {what}"
+    print(f"check {name:<22} {worst:6.3f} times the plain error  ({line})", flush=True)
+    method = f"relative L2 error against float32 over the plain bfloat16 walk's; {line}"
+    return Row(f"vae.check.{name}.ratio", worst, "x", "lower", 1.1, method)
+
+
+def check_decode(plain: WanVAE, sizes: Sequence[Exact], name: str, choices: Choices, size: int) -> Row:
+    # The shapes are not those that are timed: cuDNN need not search for them.
+    choices = replace(choices, benchmark=False)
+
+    def made(x: Exact) -> Tensor:
+        return torch.cat(list(in_chunks(FastCoder(plain.decoder, choices), x.z, size)), dim=2)
+
+    return check(f"decode.{name}", [(made(x), x.low, x.expected, x.what) for x in sizes])
+
+
+def check_encode(plain: WanVAE, sizes: Sequence[Exact]) -> Row:
+    fast = shared(plain, impl="triton")
+    return check("encode", [(fast.encode(x.video), x.low_latent, x.expected_latent, x.what) for x in sizes])
 
 
 def check_demo() -> list[Row]:
@@ -351,7 +370,8 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     real = "81 frames 832x480, random weights, bfloat16"
     once = seconds(lambda: consume(fast, latent), 1, warm=0)
     add("decode.480p.cold_s", once, "s", f"{real}: first decode of the process, kernels compiled, cuDNN searched")
-    rows += check(plain)
+    sizes = exact_results(plain)
+    rows.append(check_decode(plain, sizes, "best", BEST, 4))
     rows += check_demo()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
@@ -372,6 +392,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
 
     def variant(name: str) -> None:
         choices, size = VARIANTS[name]
+        rows.append(check_decode(plain, sizes, name, choices, size))
         run = seconds(lambda: [None for _ in in_chunks(FastCoder(plain.decoder, choices), z, size)], repeats)
         add(f"decode.480p.{name}.ms", 1e3 * run, "ms", f"{real}: {choices}, {size} latent frames at once")
 
@@ -381,6 +402,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
         add("decode.720p.ms", 1e3 * run, "ms", "81 frames 1280x720, random weights, bfloat16")
 
     def encode() -> None:
+        rows.append(check_encode(plain, sizes))
         video = fast.decode(latent).clamp(-1, 1)
         add("encode.480p.ms", 1e3 * seconds(lambda: fast.encode(video), repeats), "ms", real)
         add("encode.480p.plain_ms", 1e3 * seconds(lambda: plain.encode(video), 1), "ms", f"{real}: the plain walk")
