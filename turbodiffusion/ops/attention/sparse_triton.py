@@ -61,7 +61,7 @@ class Launch:
 
 
 # By benchmarks/attention.py --tune on an H200, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
-# 1.06 ms (three programs fit a multiprocessor), where the defaults above take 1.49.
+# 1.04 ms (three programs fit a multiprocessor), where the defaults above take 1.45.
 HOPPER_EIGHT_BITS = Launch(rows=64, num_stages=2, maxnreg=168)
 
 
