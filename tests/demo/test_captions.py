@@ -162,3 +162,8 @@ def test_a_caption_says_what_it_tells() -> None:
             assert any(words in text for words in DIRECTIONS[factors.direction][0])
     left_open = [caption_and_told(factors, rng)[1] for factors in sample_factors(rng, 200)]
     assert {"", "snow"} <= {told["scene"] for told in left_open}
+
+
+def test_half_of_a_place_and_a_number_are_no_gap() -> None:
+    assert describe_gap("一辆红色的汽车在城市里向右行驶") is None
+    assert unknown_words("5 red cats run") == []

@@ -16,7 +16,7 @@ from turbodiffusion.demo.bake import bake_sheet
 from turbodiffusion.demo.factors import is_held_out
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import BY_NAME
-from turbodiffusion.errors import CheckpointError
+from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -229,3 +229,8 @@ def test_psnr_of_a_known_error() -> None:
     true = torch.zeros(2, 3, 5, 8, 8)
     made = true + torch.tensor([0.2, 0.02]).view(2, 1, 1, 1, 1)
     torch.testing.assert_close(psnr(made, true), torch.tensor([20.0, 40.0]), atol=1e-3, rtol=0)
+
+
+def test_a_missing_atlas_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(MissingFilesError, match="bake it with"):
+        runs.atlas_subjects(tmp_path / "atlas.npz")

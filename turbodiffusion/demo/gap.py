@@ -28,7 +28,7 @@ def unknown_words(prompt: str, subjects: tuple[Subject, ...] = SUBJECTS) -> list
     english, chinese = _known(subjects)
     unknown: list[str] = []
     for word in re.findall(r"[a-z0-9][a-z0-9'-]*", prompt.lower()):
-        if not _is_known_english(word, english):
+        if not word.isdigit() and not _is_known_english(word, english):
             unknown.append(word)
     for run in re.findall(r"[\u3400-\u9fff]+", prompt):
         unknown += _unknown_chinese(run, chinese)
@@ -89,7 +89,7 @@ def _known(subjects: tuple[Subject, ...]) -> tuple[frozenset[str], frozenset[str
         english += [adjective, *after]
         chinese += [zh_before, *zh_after]
     singles = {word for phrase in english for word in phrase.lower().split()}
-    return frozenset(singles | set(PLAIN_EN.split()) | {"grey"}), frozenset([*chinese, "卡通风格"])
+    return frozenset(singles | set(PLAIN_EN.split()) | {"grey"}), frozenset([*chinese, "卡通风格", "城市", "街道"])
 
 
 def _is_known_english(word: str, known: frozenset[str]) -> bool:

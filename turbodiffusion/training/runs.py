@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from turbodiffusion.checkpoint.folder import config_from, save_folder
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
-from turbodiffusion.errors import CheckpointError
+from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
@@ -41,7 +41,11 @@ def demo_world(atlas: Path, device: torch.device, side: int | None = None) -> Wo
 
 
 def atlas_subjects(atlas: Path) -> tuple[Subject, ...]:
-    """The subjects that an atlas holds."""
+    """The subjects that an atlas holds. Raises MissingFilesError where there is none."""
+    if not atlas.is_file():
+        raise MissingFilesError(
+            f"no atlas at {atlas}: bake it with `python -m turbodiffusion.demo.bake --out {atlas.parent}`"
+        )
     with np.load(atlas) as file:
         return named([key.removeprefix("sheet/") for key in file if key.startswith("sheet/")])
 
