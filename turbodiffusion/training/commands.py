@@ -49,7 +49,7 @@ def train_vae(
 
     scenes = runs.demo_world(atlas, runs.prepare())
     recipe = vae.VAERecipe(clips=clips, batch=batch, compile=compile)
-    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=100, decay=1.0)
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=100, decay=1.0, muon=True)
     weights = runs.read_weights(start, "vae.") if start else None
     trainer, model, quality = vae.train_vae(scenes, MODELS["demo"].vae, recipe, schedule, run, start=weights)
     if trainer.rank == 0:
@@ -106,7 +106,7 @@ def train_flow(
     scenes = runs.demo_world(atlas, device, side)
     tokenizer = runs.vocabulary(run, start, scenes.subjects, demo.text)
     bank = LatentBank(scenes, runs.read_vae(vae_run, device), tokenizer, size=clips, fresh=fresh, seed=100 + rank)
-    recipe = flow.FlowRecipe(batch=batch, compile=compile, shift=demo.shift or 1.0)
+    recipe = flow.FlowRecipe(batch=batch, compile=compile)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, muon=True)
     weights = runs.read_weights(start) if start else None
     trainer = flow.train_flow(bank, demo.transformer, demo.text, recipe, schedule, run, start=weights)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from turbodiffusion.demo.captions import caption
 from turbodiffusion.demo.factors import Factors, sample_factors
-from turbodiffusion.demo.renderer import World
+from turbodiffusion.demo.renderer import MASK_CELL, World
 from turbodiffusion.demo.subjects import Subject
 from turbodiffusion.models.text import Tokenizer
 from turbodiffusion.models.vae import WanVAE
@@ -38,18 +38,33 @@ class ClipBank:
 
     def __init__(self, world: World, *, size: int, seed: int, chunk: int = 16) -> None:
         self.device = world.device
-        pieces = []
+        pieces, places = [], []
         for first in range(0, size, chunk):
             factors = [clip_factors(world, seed, clip) for clip in range(first, min(size, first + chunk))]
-            pieces.append(((world.render(factors) + 1) * 127.5).round().to(torch.uint8))
+            video, place_BFHW = world.render_with_masks(factors)
+            pieces.append(((video + 1) * 127.5).round().to(torch.uint8))
+            places.append(place_BFHW.mean(1).cpu())
         self.video_BCFHW = torch.cat(pieces)
+        # Where a random moment's subject is: running sums over the cells of 8x8 pixels.
+        self.place_BN = torch.cat(places).flatten(1).double().cumsum(1).numpy()
 
-    def crops(self, rng: np.random.Generator, count: int, side: int) -> Tensor:
-        """`count` whole-length crops of side x side pixels, each of another random clip; float32 in [-1, 1]."""
+    def crops(self, rng: np.random.Generator, count: int, side: int, on_subject: float = 0.0) -> Tensor:
+        """`count` whole-length crops of side x side pixels, each of another random clip; float32 in [-1, 1].
+
+        A share `on_subject` of them has its middle where the subject is at some moment.
+        """
         clips, _, _, height, width = self.video_BCFHW.shape
         out = []
         for _ in range(count):
             clip, y, x = (int(rng.integers(0, n)) for n in (clips, height - side + 1, width - side + 1))
+            sums = self.place_BN[clip]
+            if rng.random() < on_subject and sums[-1] > 0:
+                cell = int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))
+                middle = divmod(cell, width // MASK_CELL)
+                y, x = (
+                    min(max(place * MASK_CELL + int(rng.integers(MASK_CELL)) - side // 2, 0), extent - side)
+                    for place, extent in zip(middle, (height, width), strict=True)
+                )
             out.append(self.video_BCFHW[clip, :, :, y : y + side, x : x + side])
         return torch.stack(out).float() / 127.5 - 1
 

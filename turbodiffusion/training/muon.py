@@ -2,8 +2,9 @@
 
 K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with the scale of "Muon is scalable
 for LLM training" (arXiv 2502.16982, equation 4): an update's root mean square is 0.2 of the learning rate whatever the
-matrix's shape, about that of AdamW, so that both share a learning rate. Matrices of one shape are taken together: one
-by one, a small network would wait for thousands of kernels.
+matrix's shape, about that of AdamW, so that both share a learning rate. A convolution's weight is the matrix of its
+output channels by all that each reads. Matrices of one shape are taken together: one by one, a small network would wait
+for thousands of kernels.
 """
 
 from collections import defaultdict
@@ -31,7 +32,7 @@ def orthogonalize(x_NRC: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters of two dimensions, which are products' weights (no embeddings)."""
+    """For the weights of products and convolutions (no embeddings), [out, in] or [out, in, *taps]."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -50,6 +51,7 @@ class Muon(torch.optim.Optimizer):
                 momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
                 torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
                 ahead = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov's
-                update = orthogonalize(torch.stack(ahead)).float() * (0.2 * max(shape) ** 0.5)
+                matrices = torch.stack(ahead).flatten(2)
+                update = orthogonalize(matrices).float() * (0.2 * max(matrices.shape[1:]) ** 0.5)
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(update.unbind()), alpha=-group["lr"])
+                torch._foreach_add_(params, list(update.unflatten(2, shape[1:]).unbind()), alpha=-group["lr"])

@@ -40,7 +40,7 @@ class Schedule:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
-    muon: bool = False  # for the matrices inside a network; what is not one stays with AdamW
+    muon: bool = False  # for the matrices and convolutions inside a network; what is neither stays with AdamW
     ema_width: float = 0.1  # s of the power function: the EMA's width as a share of the run so far
     log_every: int = 20
     save_minutes: float = 5.0
@@ -85,9 +85,10 @@ def start_distributed() -> torch.device:
 
 
 def _is_inner(name: str, p: Tensor) -> bool:
-    """Whether a parameter is a matrix between two layers: no embedding, no table, no way in or out."""
-    outer = ("shared", "embed", "bias", "modulation", "head", "time_")
-    return p.ndim == 2 and not any(word in name for word in outer)
+    """Whether a parameter is a product's or a convolution's weight between two layers: no embedding, no table, no way
+    in or out (`conv1` is the first layer of the VAE's every part)."""
+    outer = ("shared", "embed", "bias", "modulation", "head", "time_projection", "gamma", "conv1")
+    return p.ndim >= 2 and not any(word in name for word in outer)
 
 
 class Trainer:
