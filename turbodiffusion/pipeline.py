@@ -6,9 +6,9 @@ prompt (and image), samples a latent, and decodes it while a second thread encod
 
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -24,6 +24,7 @@ from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.demo.gap import describe_gap
 from turbodiffusion.demo.subjects import named
 from turbodiffusion.errors import MachineError, OutputError, RequestError
+from turbodiffusion.frames import fetch, new_frames
 from turbodiffusion.image import adaptive_size, fit, load_image
 from turbodiffusion.kinds import Kinds, choose_device, choose_dtype, choose_kernels, choose_linears, eight_bits, fitting
 from turbodiffusion.models.text import TextEncoder, Tokenizer
@@ -37,8 +38,6 @@ from turbodiffusion.sampling import Denoise, State, flow_times, rcm_times, sampl
 log = logging.getLogger(__name__)
 
 TEXT_CACHE = 16  # prompts whose states are kept; one of umT5-XXL's is 4 MB
-CHUNKS_AHEAD = 2  # decoded chunks that may wait for the encoder
-FLAT = 4  # of 255: a video whose darkest and lightest values are nearer than this shows nothing
 
 
 class Pipeline:
@@ -351,32 +350,24 @@ class Pipeline:
         self, latent_BCTHW: Tensor, size: tuple[int, int], encoder: video.Encoder, stages: "_Stages"
     ) -> tuple[NDArray[np.uint8], bytes]:
         """Frames [F, H, W, 3] and the mp4: one thread decodes chunks, another encodes those before."""
-        kept: list[NDArray[np.uint8]] = []
-        waiting: deque[Future[None]] = deque()
+        count = (latent_BCTHW.shape[2] - 1) * self.preset.vae.time_factor + 1
+        frames = new_frames(count, size[1], size[0], self.device)
         with ThreadPoolExecutor(1, thread_name_prefix="encode") as pool:
             try:
-                with stages.run("decode", latent_BCTHW.shape[2]) as step:
-                    for chunk_BCFHW in self._vae.decode_chunks(latent_BCTHW):
-                        kept.append(_to_frames(chunk_BCFHW, *size))
-                        waiting.append(pool.submit(encoder.add, kept[-1]))
-                        while len(waiting) > CHUNKS_AHEAD:
-                            waiting.popleft().result()
+                with stages.run("decode", latent_BCTHW.shape[2], wait=False) as step:
+                    encoding = []
+                    for rows in fetch(self._vae.decode_chunks(latent_BCTHW), frames):
+                        encoding.append(pool.submit(encoder.add, rows))
                         step()
-                frames = np.concatenate(kept)
-                if int(frames.max()) - int(frames.min()) < FLAT:
-                    raise OutputError(
-                        f"every frame is one flat colour, about {frames[0, 0, 0].tolist()}: the weights are damaged or "
-                        "do not belong together"
-                    )
                 with stages.run("encode", 1) as step:
-                    for chunk in waiting:
+                    for chunk in encoding:
                         chunk.result()
                     mp4 = pool.submit(encoder.finish).result()
                     step()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return frames, mp4
+        return frames.numpy(), mp4
 
 
 class _Stages:
@@ -391,14 +382,15 @@ class _Stages:
             self._on_progress(Progress(stage, step, total, seconds_left))
 
     @contextmanager
-    def run(self, stage: str, total: int) -> Iterator[Callable[[], None]]:
-        """Time a stage; call what it yields after each of its steps."""
+    def run(self, stage: str, total: int, *, wait: bool = True) -> Iterator[Callable[[], None]]:
+        """Time a stage; call what it yields after each of its steps. wait: a step is done when the GPU has done it."""
         start, done = time.perf_counter(), 0
 
         def step() -> None:
             nonlocal done
             done += 1
-            self._synchronize()
+            if wait:
+                self._synchronize()
             self.report(stage, done, total, (time.perf_counter() - start) / done * (total - done))
 
         self.report(stage, 0, total)
@@ -410,18 +402,6 @@ class _Stages:
         """Wait for the GPU, whose work is queued: else a stage would pay for the one before."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def _to_frames(chunk_BCFHW: Tensor, width: int, height: int) -> NDArray[np.uint8]:
-    """A decoded chunk in [-1, 1] as uint8 [F, height, width, 3], cut at the centre."""
-    if not torch.isfinite(chunk_BCFHW).all():
-        raise OutputError(
-            "the VAE gave values that are not finite: its weights are damaged or too coarse in this dtype"
-        )
-    top, left = (chunk_BCFHW.shape[3] - height) // 2, (chunk_BCFHW.shape[4] - width) // 2
-    cut_CFHW = chunk_BCFHW[0, :, :, top : top + height, left : left + width].float()
-    frames_FHWC = ((cut_CFHW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 3, 0)
-    return frames_FHWC.contiguous().cpu().numpy()
 
 
 def _as_loaded(request: Request, kinds: Kinds, kernels: Kernels) -> Request:
