@@ -27,12 +27,11 @@ from torch import Tensor
 from turbodiffusion import __version__
 from turbodiffusion.errors import MachineError
 from turbodiffusion.ops.cases import MODELS, RAGGED, Case, cases, errors
-from turbodiffusion.ops.kernels import REFERENCE, Kernels
+from turbodiffusion.ops.kernels import REFERENCE, TRITON_GPU, Kernels
 
 log = logging.getLogger(__name__)
 
 GROUPS = tuple(field.name for field in fields(Kernels))
-TRITON_GPU = (8, 0)
 # Less than a tile, and enough of them to fill any GPU with large tiles, which are another kernel; both ragged.
 QUICK = (129, 3333)
 ROTATE_BYTES = 256 << 20  # of inputs that calls rotate through: more than any L2 cache
