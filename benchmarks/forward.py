@@ -32,6 +32,7 @@ from turbodiffusion import source
 from turbodiffusion.checkpoint.load import load_transformer
 from turbodiffusion.models.wan import Context, WanConfig, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
+from turbodiffusion.ops.cases import OF_THE_EMULATION
 from turbodiffusion.ops.kernels import REFERENCE, TRITON, Kernels
 from turbodiffusion.presets import MODELS
 from turbodiffusion.results import Row, write_results
@@ -72,7 +73,6 @@ MODES = {
     "fast": Mode("sagesla", "int8_row", TRITON, 0.025, "forward.{}.ms"),
     "fast_fp8": Mode("sagesla", "fp8_row", TRITON, 0.07, "fast_fp8.{}.forward_ms"),
 }
-OF_THE_EMULATION = 1.1
 
 
 @torch.no_grad()
