@@ -293,7 +293,7 @@ def test_check_prints_what_misses(capsys, tmp_path):
     assert (code, out) == (1, "slow.ms: 3 ms, at most 2 (a clock)\n") and "2 rows, 1 miss" in err
     file = result_file(tmp_path / "h200.json", good)
     code, out, _ = run(capsys, "bench", "--check", file)
-    assert code == 1 and "e2e.1_3b.480p.4steps.warm_s: missing" in out
+    assert code == 1 and "e2e.1_3b.480p.4steps.warm_s: missing, at most 1.6 (not measured)\n" in out
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,7 @@ def _check_file(path: Path) -> None:
     missed = results.check(path)
     for row in missed:
         value = "missing" if row.value is None else f"{row.value:.4g} {row.unit}".strip()
-        goal = "" if row.target is None else f", {'at most' if row.better == 'lower' else 'at least'} {row.target:g}"
-        print(f"{row.name}: {value}{goal} ({row.method})")
+        print(f"{row.name}: {', '.join(filter(None, (value, row.goal)))} ({row.method})")
     rows = results.read_results(path)
     Console(stderr=True, highlight=False).print(f"{len(rows)} rows, {len(missed)} miss")
     if missed:
