@@ -246,6 +246,15 @@ def test_the_command_without_a_gpu_says_what_runs_and_what_it_would_take(capsys)
     assert "references in PyTorch run" in out and "NVIDIA GPU" in out and torch.__version__ in out
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_command_without_a_gpu_writes_what_is_known(capsys, tmp_path):
+    code, out, _ = run(capsys, "doctor", "--json", str(tmp_path / "doctor.json"))
+    assert code == 0 and "no kernel was checked" in out
+    rows = results.read_results(tmp_path / "doctor.json")
+    assert [row.name for row in rows] == [f"kernels.{group}" for group in doctor.GROUPS]
+    assert all(row.value == 0 and "NVIDIA GPU" in row.method for row in rows)
+
+
 def test_the_command_prints_the_table_and_writes_rows(gpu, capsys, tmp_path, wide):
     gpu(*RIGHT)
     code, out, _ = run(capsys, "doctor", "--json", str(tmp_path / "doctor.json"))
@@ -310,10 +319,23 @@ def test_bench_refuses(capsys, arguments, words):
     assert code == 2 and words in err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_bench_without_a_gpu_is_one_line(capsys):
+    from turbodiffusion import upkeep
+
+    if not upkeep.BENCHMARKS.is_dir():
+        pytest.skip("no checkout")
+    for group in upkeep.SCRIPTS:
+        code, out, err = run(capsys, "bench", group)
+        assert (code, out) == (2, "") and err.startswith(f"error: bench {group} ") and err.count("\n") == 1
+        assert "NVIDIA GPU" in err and "--check" in err
+
+
 def test_bench_runs_the_scripts_of_a_checkout(capsys, tmp_path, monkeypatch):
     from turbodiffusion import upkeep
 
     monkeypatch.setattr(upkeep, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(doctor, "lacking", lambda here: None)
     code, _, err = run(capsys, "bench", "ops")
     assert code == 2 and "ops.py, attention.py" in err and "clone the repository" in err
     for name, value in (("ops", 0), ("attention", 1)):
