@@ -198,32 +198,7 @@ def test_limits_are_those_of_the_named_gpu():
     assert doctor.limits("NVIDIA H200")["TB/s"] == 4.8
     assert doctor.limits("NVIDIA H100 80GB HBM3")["TB/s"] == 3.35
     assert doctor.limits("some other GPU") == {} == doctor.limits(None)
-
-
-def test_every_case_has_a_group_and_something_to_be_compared_with():
-    every = [
-        *table.norm_cases(CPU, 64, 1),
-        *table.quantize_cases(CPU, 64, 96),
-        *table.product_cases(CPU, 64, 96),
-        *table.block_cases(CPU, 64, 96),
-        *table.attention_cases(CPU, 1, head_dim=64),
-    ]
-    assert {case.group for case in every} == {"norm", "linear", "attention"} < set(doctor.GROUPS)
-    assert all(case.exact or case.bound for case in every)
-    assert len({case.title for case in every}) == len(every)
-    assert {case.unit for case in every} == {"TB/s", "TFLOP/s", "TOP/s"} == set(doctor.LIMITS["H200"])
-
-
-def test_missed_blocks():
-    expected = torch.tensor([[[[0, 2], [1, 3]]]], dtype=torch.int32)
-    assert table.missed_blocks(expected, expected) == 0
-    assert table.missed_blocks(torch.tensor([[[[0, 1], [1, 3]]]], dtype=torch.int32), expected) == 0.25
-    assert table.missed_blocks(torch.full_like(expected, 2**31 - 1), expected) == 1
-
-
-def test_an_error_with_a_nan_is_nan():
-    right, wrong = torch.ones(4), torch.tensor([1.0, torch.nan, 1.0, 1.0])
-    assert table.error([right, wrong], [right, right]) != table.error([right, right], [right, right]) == 0
+    assert all(set(numbers) == {"TB/s", "TFLOP/s", "TOP/s"} for numbers in doctor.LIMITS.values())
 
 
 # ---- turbodiffusion doctor ----
@@ -358,9 +333,7 @@ def test_the_scripts_that_bench_names_take_arguments():
 
 
 def test_warmup_makes_one_step_twice(capsys, tiny_model, monkeypatch):
-    import logging as python_logging
-
-    monkeypatch.setattr(python_logging, "basicConfig", lambda **_: None)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     code, out, _ = run(capsys, "warmup", "--model", str(tiny_model))
     assert code == 0
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
