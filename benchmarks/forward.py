@@ -33,6 +33,7 @@ from turbodiffusion.checkpoint.load import load_transformer
 from turbodiffusion.models.wan import Context, WanConfig, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.cases import OF_THE_EMULATION
+from turbodiffusion.ops.cases import error as relative_l2
 from turbodiffusion.ops.kernels import REFERENCE, TRITON, Kernels
 from turbodiffusion.presets import MODELS
 from turbodiffusion.results import REQUIRED, Row, write_results
@@ -113,10 +114,6 @@ def inputs(config: WanConfig, latent: tuple[int, int, int]) -> tuple[Tensor, Ten
 def by_cudnn(mode: str) -> AbstractContextManager:
     """The plain network leaves the choice of dense attention to PyTorch; here it is cuDNN's."""
     return sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if mode == "original" else nullcontext()
-
-
-def relative_l2(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def velocity(model: WanTransformer, latent: tuple[int, int, int]) -> Tensor:

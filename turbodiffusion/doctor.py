@@ -75,6 +75,11 @@ class Machine:
     cuda: str
     triton: str | None
 
+    @property
+    def dotted(self) -> str:
+        """As people write it: 9.0."""
+        return ".".join(map(str, self.capability))
+
 
 def machine(device: torch.device | str) -> Machine:
     device = torch.device(device)
@@ -90,7 +95,7 @@ def lacking(here: Machine) -> str | None:
     if here.gpu is None:
         return "the kernels need an NVIDIA GPU that PyTorch can use"
     if here.capability < TRITON_GPU:
-        return f"the kernels need a GPU of compute capability 8.0 or more (Ampere), {here.gpu} has {_dotted(here)}"
+        return f"the kernels need a GPU of compute capability 8.0 or more (Ampere), {here.gpu} has {here.dotted}"
     if here.triton is None:
         return "the kernels need the package triton: pip install triton"
     return None
@@ -334,7 +339,3 @@ def _driver() -> str:
     path = Path("/proc/driver/nvidia/version")
     found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", path.read_text()) if path.exists() else None
     return found[0] if found else f"unknown ({platform.system()})"
-
-
-def _dotted(here: Machine) -> str:
-    return ".".join(map(str, here.capability))

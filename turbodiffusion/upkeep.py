@@ -88,8 +88,7 @@ def _print_machine(console: Console, here: "Machine") -> None:
         table.add_row("[bold]processor[/]", escape(cpu_name()))
         table.add_row("[bold]GPU[/]", "none that PyTorch can use")
     else:
-        capability = ".".join(map(str, here.capability))
-        table.add_row("[bold]GPU[/]", f"{escape(here.gpu)}, {here.memory / 2**30:.0f} GiB, capability {capability}")
+        table.add_row("[bold]GPU[/]", f"{escape(here.gpu)}, {here.memory / 2**30:.0f} GiB, capability {here.dotted}")
         table.add_row("[bold]driver[/]", escape(here.driver))
     table.add_row("[bold]PyTorch[/]", f"{here.torch}, CUDA {here.cuda}, Triton {here.triton or 'none'}")
     console.print(table)
