@@ -322,6 +322,8 @@ def test_convert(capsys, here, tiny_model):
     assert code == 0 and Path(out.strip()).is_file()
     code, out, err = run(capsys, "convert", str(tiny_model), "c.safetensors", "--quantize", "int7")
     assert (code, out) == (2, "") and "int8_block" in err and not (here / "c.safetensors").exists()
+    code, out, err = run(capsys, "convert", "none.pth", "folder")
+    assert (code, out) == (2, "") and "none.pth does not exist" in err
 
 
 def test_models_are_listed(capsys, monkeypatch):
