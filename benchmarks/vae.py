@@ -4,7 +4,8 @@ python benchmarks/vae.py --out FILE.json      (--profile: where the time goes; -
 
 In this order, so that a run that is cut short has said the most: the first decode of the process (cold), checks, times
 of the real size (random weights, bfloat16), then the ways to get there, as long as `--seconds` allow. A speed counts
-only where the checks of the same run passed. `--smoke` goes through all of it at a tiny size, on any device.
+only where the checks of the same run passed. `--smoke` goes through all of it at a tiny size, on a CPU under
+TRITON_INTERPRET=1 (minutes).
 """
 
 import argparse
