@@ -304,7 +304,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del x
         torch.cuda.empty_cache()
     rows = {row.name: row for row in report.rows}
-    report.rows += [replace(rows[row], name=name) for name, row in HEADLINES.items() if row in rows]
+    report.rows += [
+        replace(rows[row], name=name, method=f"SageSLA at 480p ({row}): {rows[row].method}")
+        for name, row in HEADLINES.items()
+        if row in rows
+    ]
     write_results(chosen.out, report.rows, " ".join(sys.argv), keep=bool(chosen.only))
     print(f"{len(report.wrong)} wrong: {', '.join(report.wrong) or 'none'}; {chosen.out}")
     return 1 if report.wrong else 0

@@ -32,9 +32,11 @@ from turbodiffusion import source
 from turbodiffusion.checkpoint.load import load_transformer
 from turbodiffusion.models.wan import Context, WanConfig, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
+from turbodiffusion.ops.cases import OF_THE_EMULATION
+from turbodiffusion.ops.cases import error as relative_l2
 from turbodiffusion.ops.kernels import REFERENCE, TRITON, Kernels
 from turbodiffusion.presets import MODELS
-from turbodiffusion.results import Row, write_results
+from turbodiffusion.results import REQUIRED, Row, write_results
 
 PRESETS = {"1_3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # 81 frames of 832x480 and of 1280x720: 32760, 75600 tokens
@@ -42,7 +44,7 @@ CHECK_LATENT = (5, 60, 104)  # 7800 tokens, a multiple of no tile
 CHECK_LAYERS = 2
 DEMO_LATENT = (9, 32, 32)  # 33 frames of 256x256
 TOPK = 0.1
-TARGETS_MS = {"1_3b.480p": 150.0, "1_3b.720p": 420.0, "14b.480p": 950.0, "14b.720p": 2700.0}  # of "fast", on an H200
+EXPECTED = REQUIRED["h200.json"]
 FORWARDS = 7
 DEVICE = torch.device("cuda")
 GIB = 2**30
@@ -65,14 +67,14 @@ class Mode:
 
 
 BF16 = 0.02  # bfloat16 costs two narrow layers about 0.6%
+BOUNDS = {name: EXPECTED[f"error.forward.{name}"].target for name in ("int8", "fp8")}
 MODES = {
     "original": Mode("original", "off", REFERENCE, BF16, "original.{}.forward_ms"),
     "tuned": Mode("original", "off", TRITON, BF16, "tuned.{}.forward_ms"),
     "sla_bf16": Mode("sla", "off", TRITON, BF16, "sla_bf16.{}.forward_ms"),
-    "fast": Mode("sagesla", "int8_row", TRITON, 0.025, "forward.{}.ms"),
-    "fast_fp8": Mode("sagesla", "fp8_row", TRITON, 0.07, "fast_fp8.{}.forward_ms"),
+    "fast": Mode("sagesla", "int8_row", TRITON, BOUNDS["int8"], "forward.{}.ms"),
+    "fast_fp8": Mode("sagesla", "fp8_row", TRITON, BOUNDS["fp8"], "fast_fp8.{}.forward_ms"),
 }
-OF_THE_EMULATION = 1.1
 
 
 @torch.no_grad()
@@ -112,10 +114,6 @@ def inputs(config: WanConfig, latent: tuple[int, int, int]) -> tuple[Tensor, Ten
 def by_cudnn(mode: str) -> AbstractContextManager:
     """The plain network leaves the choice of dense attention to PyTorch; here it is cuDNN's."""
     return sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if mode == "original" else nullcontext()
-
-
-def relative_l2(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
 def velocity(model: WanTransformer, latent: tuple[int, int, int]) -> Tensor:
@@ -169,7 +167,8 @@ def demo_errors() -> list[Row]:
 
     exact = velocities("off", REFERENCE, torch.float32)
     rows = []
-    for name, kind, bound in (("int8", "int8_row", 0.025), ("fp8", "fp8_row", 0.07)):
+    for name, bound in BOUNDS.items():
+        kind = f"{name}_row"
         pairs = zip(velocities(kind, TRITON, torch.bfloat16), exact, strict=True)
         error = max(relative_l2(actual, expected) for actual, expected in pairs)
         method = f"demo model, {kind} by Triton in bfloat16 against float32, worst of three noise levels"
@@ -234,7 +233,7 @@ def time_mode(name: str, mode: Mode, base: WanConfig, at: str, sizes: Sequence[s
         row = mode.row.format(f"{at}.{size}")
         print(f"     {row:<40} {ms:9.2f} ms  (host {host:.2f} ms, peak {peak / GIB:.2f} GiB)", flush=True)
         how = f"{mode.attention}, {mode.linear}, {base.num_layers} layers, 81 frames, median of {FORWARDS} forwards"
-        target = TARGETS_MS.get(f"{at}.{size}") if name == "fast" else None
+        target = EXPECTED[row].target if row in EXPECTED else None
         rows.append(Row(row, ms, "ms", "lower", target, f"{how}, CUDA events; the host needs {host:.1f} ms"))
         peak_row = f"peak.forward.{name}.{at}.{size}.gib"
         rows.append(Row(peak_row, peak / GIB, "GiB", "lower", None, "weights and one forward, allocated by PyTorch"))

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from turbodiffusion.results import Row, missing
+
 ROOT = Path(__file__).parents[1]
 CHART = "images/performance.svg"
 MARKED = re.compile(r"(<!-- ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -48,9 +52,7 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rules, *lines))
 
 
-def number(value: float | None) -> str:
-    if value is None:
-        return "failed"
+def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
@@ -67,16 +69,17 @@ def provenance(results: Results) -> str:
 
 
 def targets(results: Results) -> str:
-    """Every row of h200.json that has a target, and how it was measured."""
-    rows = [row for row in results.files.get("h200.json", {"rows": []})["rows"] if row["target"] is not None]
-    if not rows:
+    """Every row of h200.json that has a target, and those that it should have and has not."""
+    if "h200.json" not in results.files:
         return MISSING.format("turbodiffusion bench forward --out benchmarks/results/h200.json")
+    rows = [Row(**row) for row in results.files["h200.json"]["rows"]]
     lines = []
     for row in rows:
-        value, target = row["value"], row["target"]
-        good = value is not None and (value <= target if row["better"] == "lower" else value >= target)
-        words = f"{'at most' if row['better'] == 'lower' else 'at least'} {number(target)}"
-        lines.append([f"`{row['name']}`", f"{number(value)} {row['unit']}", words, "yes" if good else "**no**"])
+        if row.target is not None:
+            measured = "failed" if row.value is None else f"{number(row.value)} {row.unit}"
+            lines.append([f"`{row.name}`", measured, row.goal, "**no**" if row.misses else "yes"])
+    for row in missing("h200.json", rows):
+        lines.append([f"`{row.name}`", row.method, row.goal, ""])
     return table(["row", "measured", "target", "met"], lines)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from turbodiffusion import upkeep
+from turbodiffusion import results, upkeep
 from turbodiffusion.models.text import TextConfig
 from turbodiffusion.models.vae import VAEConfig
 from turbodiffusion.models.wan import WanConfig
@@ -35,6 +35,24 @@ def test_random_weights_make_a_video_that_is_finite_and_not_flat(end_to_end, tmp
     frames = pipeline.generate(Request(end_to_end.PROMPT.format(1), seed=1)).frames.astype(np.float32)
     assert frames.shape == (5, 64, 64, 3)
     assert 1 < frames.std() < 60 and frames[1:].std() > 1
+
+
+def test_the_scripts_aim_at_the_targets_of_the_result_file(end_to_end, tmp_path):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    expected = results.REQUIRED["h200.json"]
+    attention = upkeep._script(upkeep.BENCHMARKS / "attention.py")
+    assert expected["sla.module.ms"].target == attention.MODULE_TARGET_MS
+    assert set(attention.HEADLINES) < set(expected)
+    targets, video = end_to_end.TARGETS, f"e2e.{end_to_end.MODEL}.4steps"
+    assert targets["warm_s"] == expected[f"{video}.warm_s"].target
+    assert targets["cold_s"] == expected[f"{video}.cold_s"].target
+    assert targets["peak"] == expected[f"peak.{end_to_end.MODEL}.gib"].target
+    forwards = [f"{slow}.{end_to_end.MODEL}.forward_ms" for slow in ("original", "tuned")]
+    diffusions = [f"e2e.{end_to_end.MODEL}.{steps}steps.diffusion_s" for steps in (4, 2)]
+    rows = [results.Row(name, 1.0, "", "lower", None, "a clock") for name in forwards + diffusions]
+    results.write_results(tmp_path / "h200.json", rows, "a test")
+    speedups = end_to_end.speedup_rows(rows, tmp_path / "h200.json")
+    assert len(speedups) == 3 and all(row.target == expected[row.name].target for row in speedups)
 
 
 def test_filled_weights_keep_the_size_of_activations(end_to_end):

@@ -61,6 +61,24 @@ def test_help_shows_every_option_whole(capsys, monkeypatch, width):
         assert max(map(len, out.splitlines())) <= width
 
 
+def test_help_tells_the_demo_models_defaults(capsys, monkeypatch):
+    from turbodiffusion.source import identify
+
+    monkeypatch.setenv("COLUMNS", "120")
+    _, out, _ = run(capsys, "generate", "--help")
+    lines = {line.split()[1]: line for line in out.splitlines() if "--" in line}
+    demo = identify("demo").preset
+    for option, value in (
+        ("--resolution", demo.resolution),
+        ("--num-frames", demo.num_frames),
+        ("--num-steps", demo.num_steps),
+        ("--guidance", f"{demo.guidance:g}"),
+        ("--shift", f"{demo.shift:g}"),
+    ):
+        assert f"demo: {value})" in lines[option]
+    assert f"{demo.aspect_ratio} (demo)" in lines["--aspect-ratio"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -251,6 +269,16 @@ def test_bad_requests_are_one_line_and_leave_nothing(capsys, here, tiny_model, a
     assert [path.name for path in here.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(("name", "words"), [("none.jpg", "no image none.jpg"), ("broken.jpg", "is not an image")])
+def test_a_broken_picture_is_told_before_what_the_machine_lacks(capsys, here, monkeypatch, name, words):
+    from turbodiffusion.pipeline import Pipeline
+
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pytest.fail("the model was asked for"))
+    (here / "broken.jpg").write_text("no picture")
+    code, _, err = run(capsys, "generate", "it snows", "--model", "wan2.2-i2v-a14b", "--image", name)
+    assert code == 2 and words in err and err.count("\n") == 1
+
+
 def test_empty_prompt(capsys, here, tiny_model):
     code, _, err = run(capsys, "generate", "  ", "--model", str(tiny_model))
     assert code == 2 and "the prompt is empty" in err
@@ -294,6 +322,8 @@ def test_convert(capsys, here, tiny_model):
     assert code == 0 and Path(out.strip()).is_file()
     code, out, err = run(capsys, "convert", str(tiny_model), "c.safetensors", "--quantize", "int7")
     assert (code, out) == (2, "") and "int8_block" in err and not (here / "c.safetensors").exists()
+    code, out, err = run(capsys, "convert", "none.pth", "folder")
+    assert (code, out) == (2, "") and "none.pth does not exist" in err
 
 
 def test_models_are_listed(capsys, monkeypatch):

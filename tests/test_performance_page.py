@@ -43,6 +43,7 @@ def test_tables_and_chart_come_from_the_files(command, page, tmp_path):
         row("original.1_3b.480p.forward_ms", 600.0, "ms"),
         row("tuned.1_3b.480p.forward_ms", 500.0, "ms"),
         row("forward.1_3b.480p.ms", 125.0, "ms", 150.0),
+        row("forward.14b.480p.ms", None, "ms", 950.0),
         row("e2e.1_3b.480p.4steps.warm_s", 1.75, "s", 1.6),
         *(row(f"e2e.1_3b.480p.4steps.{stage}_s", value) for stage, value in stages.items()),
         row("rms_norm.1536.TB/s", 3.6, "TB/s", None, "higher", "32760 tokens, median of 20; 75.0% of 4.8"),
@@ -53,6 +54,9 @@ def test_tables_and_chart_come_from_the_files(command, page, tmp_path):
     text = page.read_text()
     assert "| `forward.1_3b.480p.ms` | 125 ms | at most 150 | yes |" in text
     assert "| `e2e.1_3b.480p.4steps.warm_s` | 1.75 s | at most 1.6 | **no** |" in text
+    assert "| `forward.14b.480p.ms` | failed | at most 950 | **no** |" in text
+    assert "| `e2e.1_3b.480p.4steps.cold_s` | not measured | at most 15 |  |" in text
+    assert "| `speedup.tuned.4steps` | not measured |  |  |" in text
     assert "| original: eager bfloat16, 50 steps, guided | 600 ms | 100 | 60 s | 1x |" in text
     assert "| SageSLA and 8-bit linears, 4 steps | 125 ms | 4 | 0.5 s | 120x |" in text
     assert "| 4 steps | 0.020 | 0.500 | 0.700 | 0.050 | 1.750 |" in text

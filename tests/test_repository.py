@@ -159,6 +159,9 @@ def test_command_lines_of_the_pages_parse(page):
         assert command in known
         options = {opt for p in known[command].params for opt in (*p.opts, *p.secondary_opts)}
         assert set(re.findall(r"(?<=\s)--[\w-]+", rest.split("#")[0])) <= options
+        if command == "convert":
+            source, target = rest.split()[:2]
+            assert target.endswith(".safetensors") or not Path(source).suffix, "a file becomes a file"
 
 
 @pytest.mark.slow  # builds the networks on the meta device, and imports transformers: 5 s

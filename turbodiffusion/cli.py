@@ -43,7 +43,7 @@ app.command()(warmup)
 # typer has no name for its usage errors' class, which is click's or its own by version
 _UsageError: Any = typer.BadParameter.__base__
 
-# ---- the words of a request; help texts name the defaults of the models, which fill what is not given ----
+# ---- the words of a request; help texts name the defaults, first Wan's, which fill what is not given ----
 
 _WHAT, _HOW, _RUN = "What to make", "How to make it", "Where and what to write"
 
@@ -55,16 +55,16 @@ def _option(name: str, help: str, panel: str, metavar: str | None = None) -> Any
 Negative = Annotated[str | None, _option("--negative-prompt", "What to avoid; undistilled models.", _WHAT, "TEXT")]
 Image = Annotated[Path | None, _option("--image", "First frame; image-to-video models.", _WHAT, "FILE")]
 Model = Annotated[str | None, _option("--model", "Name, folder or file (demo).", _WHAT, "NAME")]
-Resolution = Annotated[str | None, _option("--resolution", "480p, 720p or a size as 854x480.", _WHAT, "SIZE")]
-Aspect = Annotated[str | None, _option("--aspect-ratio", "16:9, 9:16, 4:3, 3:4 or 1:1 (16:9).", _WHAT, "W:H")]
+Resolution = Annotated[str | None, _option("--resolution", "480p, 720p or WxH (demo: 256x256).", _WHAT, "SIZE")]
+Aspect = Annotated[str | None, _option("--aspect-ratio", "16:9 (Wan), 9:16, 4:3, 3:4, 1:1 (demo).", _WHAT, "W:H")]
 Adaptive = Annotated[bool | None, _option("--adaptive-resolution", "Take the image's shape.", _WHAT, "")]
-Frames = Annotated[int | None, _option("--num-frames", "33 to 161 and 4k+1, 16 a second (81).", _WHAT, "N")]
+Frames = Annotated[int | None, _option("--num-frames", "4k+1 to 161, 16 a second (81; demo: 33).", _WHAT, "N")]
 Seed = Annotated[int | None, _option("--seed", "Same seed, same video; 0 draws one (0).", _WHAT, "N")]
 Recipe = Annotated[str | None, _option("--recipe", "draft, refine, final: steps and topk.", _HOW, "NAME")]
-Steps = Annotated[int | None, _option("--num-steps", "1 to 4 (4); undistilled models: more.", _HOW, "N")]
+Steps = Annotated[int | None, _option("--num-steps", "1 to 4 (4); undistilled: more (demo: 30).", _HOW, "N")]
 SigmaMax = Annotated[float | None, _option("--sigma-max", "First noise (80; from an image 200).", _HOW, "X")]
-Guidance = Annotated[float | None, _option("--guidance", "Pull to the prompt; undistilled only.", _HOW, "X")]
-Shift = Annotated[float | None, _option("--shift", "Of the time steps; undistilled only.", _HOW, "X")]
+Guidance = Annotated[float | None, _option("--guidance", "Pull to prompt; undistilled (demo: 4).", _HOW, "X")]
+Shift = Annotated[float | None, _option("--shift", "Of the time steps; undistilled (demo: 3).", _HOW, "X")]
 Boundary = Annotated[float | None, _option("--boundary", "Time of the second expert (0.9).", _HOW, "X")]
 Ode = Annotated[bool | None, _option("--ode/--sde", "Sharper or more robust (--sde).", _HOW, "")]
 Attention = Annotated[str | None, _option("--attention-type", "auto, original, sla, sage, sagesla.", _HOW, "KIND")]
@@ -320,6 +320,7 @@ def _load(
 ) -> "Pipeline":
     """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
     from turbodiffusion import source, video
+    from turbodiffusion.image import load_image
     from turbodiffusion.pipeline import Pipeline
 
     first = requests[0]
@@ -330,6 +331,8 @@ def _load(
             f"recipe {recipe} is for distilled models and {preset.name} is not one: leave it out, or set --num-steps "
             f"({preset.num_steps} by default)"
         )
+    if first.image is not None and preset.task == "i2v":
+        load_image(first.image)  # all requests have the same; told before what the machine lacks
     video.check_folder(output)
     return Pipeline.load(
         model,

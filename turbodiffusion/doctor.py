@@ -27,12 +27,11 @@ from torch import Tensor
 from turbodiffusion import __version__
 from turbodiffusion.errors import MachineError
 from turbodiffusion.ops.cases import MODELS, RAGGED, Case, cases, errors
-from turbodiffusion.ops.kernels import REFERENCE, Kernels
+from turbodiffusion.ops.kernels import REFERENCE, TRITON_GPU, Kernels
 
 log = logging.getLogger(__name__)
 
 GROUPS = tuple(field.name for field in fields(Kernels))
-TRITON_GPU = (8, 0)
 # Less than a tile, and enough of them to fill any GPU with large tiles, which are another kernel; both ragged.
 QUICK = (129, 3333)
 ROTATE_BYTES = 256 << 20  # of inputs that calls rotate through: more than any L2 cache
@@ -76,6 +75,11 @@ class Machine:
     cuda: str
     triton: str | None
 
+    @property
+    def dotted(self) -> str:
+        """As people write it: 9.0."""
+        return ".".join(map(str, self.capability))
+
 
 def machine(device: torch.device | str) -> Machine:
     device = torch.device(device)
@@ -91,7 +95,7 @@ def lacking(here: Machine) -> str | None:
     if here.gpu is None:
         return "the kernels need an NVIDIA GPU that PyTorch can use"
     if here.capability < TRITON_GPU:
-        return f"the kernels need a GPU of compute capability 8.0 or more (Ampere), {here.gpu} has {_dotted(here)}"
+        return f"the kernels need a GPU of compute capability 8.0 or more (Ampere), {here.gpu} has {here.dotted}"
     if here.triton is None:
         return "the kernels need the package triton: pip install triton"
     return None
@@ -335,7 +339,3 @@ def _driver() -> str:
     path = Path("/proc/driver/nvidia/version")
     found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", path.read_text()) if path.exists() else None
     return found[0] if found else f"unknown ({platform.system()})"
-
-
-def _dotted(here: Machine) -> str:
-    return ".".join(map(str, here.capability))

@@ -24,31 +24,6 @@ VARIANTS = (
     *("teacher", "rcm4", "rcm3", "rcm2", "rcm1", "rcm4_sla015", "rcm4_sla010", "rcm4_sla005"),
     *("rcm4_sla015_untrained", "rcm4_sla015_w8a8"),
 )
-# The rows that a file must have, by its name: one that is missing is a miss.
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "demo.json": (
-        *(f"probe.{factor}.accuracy" for factor in FACTORS),
-        "control.shuffled.subject",
-        "vae.psnr",
-        *(f"teacher.{factor}.adherence" for factor in FACTORS),
-        "teacher.frechet",
-        "demo.cpu.seconds",
-        "demo.cpu.peak_gb",
-    ),
-    "quality.json": tuple(
-        f"{variant}.{measure}"
-        for variant in VARIANTS
-        for measure in (*(f"{factor}.adherence" for factor in FACTORS), "frechet", "diversity", "cpu.seconds")
-    ),
-    "h200.json": (
-        *("original.1_3b.480p.forward_ms", "tuned.1_3b.480p.forward_ms"),
-        *(f"forward.{model}.{size}.ms" for model in ("1_3b", "14b") for size in ("480p", "720p")),
-        *("sla.module.ms", "vae.decode.480p.ms", "text.512.ms"),
-        *("e2e.1_3b.480p.4steps.warm_s", "e2e.1_3b.480p.4steps.cold_s"),
-        *("speedup.original.4steps", "speedup.original.2steps", "speedup.tuned.4steps", "peak.1_3b.480p.gib"),
-        *("error.sagesla", "error.blockmap.overlap", "error.forward.int8", "error.forward.fp8"),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -78,6 +53,56 @@ class Row:
         if self.target is None:
             return False
         return self.value > self.target if self.better == "lower" else self.value < self.target
+
+    @property
+    def goal(self) -> str:
+        """The target in words; empty where there is none."""
+        return "" if self.target is None else f"{'at most' if self.better == 'lower' else 'at least'} {self.target:.4g}"
+
+
+def _expected(name: str, unit: str = "", better: str = "lower", target: float | None = None) -> Row:
+    return Row(name, None, unit, better, target, "not measured")
+
+
+# The rows that a file must have, by its name: one that is missing is a miss. Targets are here where they are known
+# before a run; speeds are those of one H200. `sla.module` is the SageSLA module.
+REQUIRED: dict[str, dict[str, Row]] = {
+    file: {row.name: row for row in rows}
+    for file, rows in {
+        "demo.json": (
+            *(_expected(f"probe.{factor}.accuracy") for factor in FACTORS),
+            *(_expected(name) for name in ("control.shuffled.subject", "vae.psnr")),
+            *(_expected(f"teacher.{factor}.adherence") for factor in FACTORS),
+            *(_expected(name) for name in ("teacher.frechet", "demo.cpu.seconds", "demo.cpu.peak_gb")),
+        ),
+        "quality.json": tuple(
+            _expected(f"{variant}.{measure}")
+            for variant in VARIANTS
+            for measure in (*(f"{factor}.adherence" for factor in FACTORS), "frechet", "diversity", "cpu.seconds")
+        ),
+        "h200.json": (
+            _expected("original.1_3b.480p.forward_ms", "ms"),
+            _expected("tuned.1_3b.480p.forward_ms", "ms"),
+            _expected("forward.1_3b.480p.ms", "ms", target=150.0),
+            _expected("forward.1_3b.720p.ms", "ms", target=420.0),
+            _expected("forward.14b.480p.ms", "ms", target=950.0),
+            _expected("forward.14b.720p.ms", "ms", target=2700.0),
+            _expected("sla.module.ms", "ms", target=1.3),
+            _expected("vae.decode.480p.ms", "ms", target=750.0),
+            _expected("text.512.ms", "ms", target=25.0),
+            _expected("e2e.1_3b.480p.4steps.warm_s", "s", target=1.6),
+            _expected("e2e.1_3b.480p.4steps.cold_s", "s", target=15.0),
+            _expected("speedup.original.4steps", "x", "higher", 100.0),
+            _expected("speedup.original.2steps", "x", "higher", 200.0),
+            _expected("speedup.tuned.4steps", "x", "higher"),
+            _expected("peak.1_3b.480p.gib", "GiB", target=8.0),
+            _expected("error.sagesla", "relative L2"),
+            _expected("error.blockmap.overlap", "share", "higher"),
+            _expected("error.forward.int8", "relative L2", target=0.025),
+            _expected("error.forward.fp8", "relative L2", target=0.07),
+        ),
+    }.items()
+}
 
 
 def write_results(path: str | Path, rows: Sequence[Row], command: str, *, keep: bool = False) -> None:
@@ -123,13 +148,15 @@ def read_results(path: str | Path) -> list[Row]:
 
 
 def check(path: str | Path) -> list[Row]:
-    """The rows that miss: those on the wrong side of their target, and, of a file that REQUIRED knows by its name,
-    those that are not there."""
+    """The rows that miss: those on the wrong side of their target, and those that are not there."""
     rows = read_results(path)
+    return [row for row in rows if row.misses] + missing(path, rows)
+
+
+def missing(path: str | Path, rows: Sequence[Row]) -> list[Row]:
+    """Of a file that REQUIRED knows by its name, the rows that it should have beside these; their value is None."""
     here = {row.name for row in rows}
-    wanted = REQUIRED.get(Path(path).name, ())
-    missing = [Row(name, None, "", "higher", None, "not measured") for name in wanted if name not in here]
-    return [row for row in rows if row.misses] + missing
+    return [row for name, row in REQUIRED.get(Path(path).name, {}).items() if name not in here]
 
 
 def _parse(path: Path) -> dict[str, Any]:

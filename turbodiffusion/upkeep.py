@@ -47,6 +47,7 @@ def doctor(
     import torch
 
     from turbodiffusion import doctor as room
+    from turbodiffusion.results import Row, command_line, write_results
 
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = room.machine(place)
@@ -57,7 +58,10 @@ def doctor(
         console.print(f"Here the references in PyTorch run, on the {place.type}: right, and slow.")
         console.print(f"For speed {escape(reason)}; the demo model needs none.", soft_wrap=True)
         if json is not None:
-            raise MachineError(f"there is nothing to write to {json}: {reason}")
+            words = f"the reference in PyTorch: {reason}"
+            rows = [Row(f"kernels.{group}", 0.0, "kernels", "higher", None, words) for group in room.GROUPS]
+            write_results(json, rows, command_line())
+            console.print(f"wrote {escape(str(json))}: versions, and that no kernel was checked", soft_wrap=True)
         return
     with Console(stderr=True).status("compiling and checking") as status:
         checks = room.check_kernels(
@@ -71,8 +75,6 @@ def doctor(
     for line in wrong:
         console.print(f"[red]wrong:[/] {escape(line)}", soft_wrap=True)
     if json is not None:
-        from turbodiffusion.results import command_line, write_results
-
         write_results(json, rows_of(checks), command_line())
     if wrong:
         raise typer.Exit(1)
@@ -86,8 +88,7 @@ def _print_machine(console: Console, here: "Machine") -> None:
         table.add_row("[bold]processor[/]", escape(cpu_name()))
         table.add_row("[bold]GPU[/]", "none that PyTorch can use")
     else:
-        capability = ".".join(map(str, here.capability))
-        table.add_row("[bold]GPU[/]", f"{escape(here.gpu)}, {here.memory / 2**30:.0f} GiB, capability {capability}")
+        table.add_row("[bold]GPU[/]", f"{escape(here.gpu)}, {here.memory / 2**30:.0f} GiB, capability {here.dotted}")
         table.add_row("[bold]driver[/]", escape(here.driver))
     table.add_row("[bold]PyTorch[/]", f"{here.torch}, CUDA {here.cuda}, Triton {here.triton or 'none'}")
     console.print(table)
@@ -161,11 +162,22 @@ def bench(
         return
     if group not in SCRIPTS:
         raise RequestError(f"bench has no group {group!r}: there are {', '.join(SCRIPTS)}")
+    import torch
+
+    from turbodiffusion import doctor as room
+
     absent = [script for script in SCRIPTS[group] if not (BENCHMARKS / script).is_file()]
     if absent:
         raise RequestError(
             f"{', '.join(absent)}: the scripts that measure are in benchmarks/ of a checkout, not in the installed "
             "package; clone the repository, or use `turbodiffusion doctor --full` for the kernels alone"
+        )
+    # The scripts would say so too, but after their usage, or after asking for what they need on a GPU.
+    reason = room.lacking(room.machine("cuda" if torch.cuda.is_available() else "cpu"))
+    if reason is not None and not {"-h", "--help"} & set(context.args):
+        raise MachineError(
+            f"bench {group} measures kernels, and {reason}; here `turbodiffusion doctor` says what runs, and "
+            "`turbodiffusion bench --check FILE` reads what was measured elsewhere"
         )
     codes = [_script(BENCHMARKS / script).main(context.args) for script in SCRIPTS[group]]
     if any(codes):
@@ -179,8 +191,7 @@ def _check_file(path: Path) -> None:
     missed = results.check(path)
     for row in missed:
         value = "missing" if row.value is None else f"{row.value:.4g} {row.unit}".strip()
-        goal = "" if row.target is None else f", {'at most' if row.better == 'lower' else 'at least'} {row.target:g}"
-        print(f"{row.name}: {value}{goal} ({row.method})")
+        print(f"{row.name}: {', '.join(filter(None, (value, row.goal)))} ({row.method})")
     rows = results.read_results(path)
     Console(stderr=True, highlight=False).print(f"{len(rows)} rows, {len(missed)} miss")
     if missed:

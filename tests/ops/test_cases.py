@@ -1,12 +1,12 @@
 """The table that doctor and the benchmarks read, through Triton's interpreter at small sizes: every case is right."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from turbodiffusion.ops import cases as table
-
-# Interpreted kernels: too slow for make test-fast.
-pytestmark = pytest.mark.slow
+from turbodiffusion.ops.kernels import Kernels
 
 CPU = torch.device("cpu")
 CASES = [
@@ -20,10 +20,30 @@ CASES = [
 ]
 
 
+@pytest.mark.slow  # interpreted kernels
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_every_kernel_is_within_its_bound(case):
     off, allowed = table.errors(case, 129, 7)
     assert off <= allowed
+
+
+def test_every_case_has_a_group_and_something_to_be_compared_with():
+    assert {case.group for case in CASES} == {field.name for field in fields(Kernels)}
+    assert all(case.exact or case.bound for case in CASES)
+    assert len({case.title for case in CASES}) == len(CASES)
+    assert {case.unit for case in CASES} == {"TB/s", "TFLOP/s", "TOP/s"}
+
+
+def test_missed_blocks():
+    expected = torch.tensor([[[[0, 2], [1, 3]]]], dtype=torch.int32)
+    assert table.missed_blocks(expected, expected) == 0
+    assert table.missed_blocks(torch.tensor([[[[0, 1], [1, 3]]]], dtype=torch.int32), expected) == 0.25
+    assert table.missed_blocks(torch.full_like(expected, 2**31 - 1), expected) == 1
+
+
+def test_an_error_with_a_nan_is_nan():
+    right, wrong = torch.ones(4), torch.tensor([1.0, torch.nan, 1.0, 1.0])
+    assert table.error([right, wrong], [right, right]) != table.error([right, right], [right, right]) == 0
 
 
 def test_what_a_kernel_leaves_unwritten_is_an_error():

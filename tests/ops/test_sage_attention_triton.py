@@ -13,15 +13,12 @@ from turbodiffusion.ops.attention.sage_triton import attend_packed, sage_attenti
 from turbodiffusion.ops.attention.sagesla import sage_sparse_attention as sparse_reference
 from turbodiffusion.ops.attention.sla import block_map, sparse_attention
 from turbodiffusion.ops.attention.sparse_triton import Launch
+from turbodiffusion.ops.cases import BOUNDS, OF_THE_EMULATION
 
 # Kernels in the interpreter: seconds in all, too long for make test-fast.
 pytestmark = pytest.mark.slow
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-# The bounds of the evaluation plan: against float32, and against the error of the emulation in PyTorch.
-BOUND = {"int8": 0.045, "fp8": 0.06}
-OF_THE_EMULATION = 1.1
 
 
 @pytest.mark.parametrize("qk", ["int8", "fp8"])
@@ -64,7 +61,7 @@ def test_dense_is_as_exact_as_its_emulation(tokens, keys, head_dim, block_k, qk,
     q, k, v = attention_inputs(tokens, head_dim, keys=keys, device=DEVICE)
     exact = dense_attention(q, k, v, impl="reference")
     error = relative_l2(sage_attention(q, k, v, 128, block_k, qk), exact)
-    assert error < BOUND[qk]
+    assert error < BOUNDS[qk]
     assert error <= OF_THE_EMULATION * relative_l2(reference(q, k, v, block_k=block_k, qk=qk), exact) + 1e-6
 
 
@@ -87,7 +84,7 @@ def test_sparse_is_as_exact_as_its_emulation(dtype, launch, poisoned):
     out = sage_sparse_attention(q, k, v, kept, 128, 64, "int8", launch)
     assert out.dtype == dtype
     error = relative_l2(out, exact)
-    assert error < BOUND["int8"]
+    assert error < BOUNDS["int8"]
     assert error <= OF_THE_EMULATION * relative_l2(sparse_reference(q, k, v, kept), exact)
 
 

@@ -11,6 +11,7 @@ from turbodiffusion.ops.attention.sage import sage_attention
 from turbodiffusion.ops.attention.sagesla import sage_sparse_attention, sagesla_attention
 from turbodiffusion.ops.attention.sla import block_map, linear_attention, sla_attention, sparse_attention
 from turbodiffusion.ops.attention.sparse_backward_triton import invert
+from turbodiffusion.ops.cases import BOUNDS, OF_THE_EMULATION
 
 # Kernels in the interpreter: seconds in all, too long for make test-fast.
 pytestmark = pytest.mark.slow
@@ -19,9 +20,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 # Float32 sums in another order; a gradient's are sums of a few hundred terms that cancel.
 FLOAT32 = 5e-6
-# The bound for SLA in bfloat16 against float32 on an identical map.
-BFLOAT16 = 0.01
-SAGE = 0.045
 
 
 def with_gradients(op, inputs, *others):
@@ -43,7 +41,7 @@ def check(op, inputs, exact, share, *others):
     for actual, reference, value in zip(with_gradients(op, low, *others), references, expected, strict=True):
         assert actual.dtype == torch.bfloat16
         error = relative_l2(actual, value)
-        assert error < BFLOAT16
+        assert error < BOUNDS["bf16"]
         assert error < share * relative_l2(reference, value)
 
 
@@ -56,7 +54,7 @@ def test_gradients_of_the_sparse_part(tokens, head_dim, block_q, block_k, poison
     def attend(impl):
         return lambda q, k, v: sparse_attention(q, k, v, kept, impl=impl, **blocks)
 
-    check(attend("triton"), inputs, attend("reference"), 1.1)
+    check(attend("triton"), inputs, attend("reference"), OF_THE_EMULATION)
 
 
 @pytest.mark.parametrize(("tokens", "head_dim"), [(65, 128), (200, 64)])
@@ -84,7 +82,7 @@ def test_inverted_map():
     assert lists == [[0], [1], [0, 1], [], [0, 1], [0], [], [1]]
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BOUNDS["bf16"])])
 @pytest.mark.parametrize(("tokens", "batch"), [(1, 1), (65, 2)])
 def test_sla_fused(tokens, batch, dtype, tolerance, poisoned):
     q, k, v = attention_inputs(tokens, 128, batch=batch, heads=1, dtype=dtype, device=DEVICE)
@@ -93,7 +91,7 @@ def test_sla_fused(tokens, batch, dtype, tolerance, poisoned):
     assert relative_l2(sla_attention(q, k, v, *proj, topk=0.7, impl="triton"), expected) < tolerance
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BFLOAT16)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FLOAT32), (torch.bfloat16, BOUNDS["bf16"])])
 def test_gradients_of_sla(dtype, tolerance, poisoned):
     """q, k, v, the projection's weight and bias."""
     qkv = attention_inputs(140, 64, batch=2, heads=1, dtype=dtype, device=DEVICE)
@@ -111,7 +109,7 @@ def test_sagesla_fused(qk, poisoned):
     out = sagesla_attention(q, k, v, *proj, topk=0.5, qk=qk, impl="triton")
     exact = sla_attention(*(x.float() for x in (q, k, v)), *proj, topk=0.5)
     emulation = relative_l2(sagesla_attention(q, k, v, *proj, topk=0.5, qk=qk), exact)
-    assert relative_l2(out, exact) < min(SAGE, 1.1 * emulation)
+    assert relative_l2(out, exact) < min(BOUNDS[qk], OF_THE_EMULATION * emulation)
 
 
 def test_impl_triton_of_the_parts(poisoned):
@@ -120,8 +118,8 @@ def test_impl_triton_of_the_parts(poisoned):
     assert torch.equal(kept, block_map(q, k, topk=0.7))
     for kwargs in ({"impl": "triton"}, {}):
         out = sage_sparse_attention(q, k, v, kept, **kwargs)
-        assert relative_l2(out, sparse_attention(q, k, v, kept)) < SAGE
-    assert relative_l2(sage_attention(q, k, v, impl="triton"), sage_attention(q, k, v)) < SAGE
+        assert relative_l2(out, sparse_attention(q, k, v, kept)) < BOUNDS["int8"]
+    assert relative_l2(sage_attention(q, k, v, impl="triton"), sage_attention(q, k, v)) < BOUNDS["int8"]
 
 
 def test_refusals(monkeypatch):

@@ -67,7 +67,7 @@ def convert(
         values, stored = _read(source, part, config.get(part))
         write_part(target, part, values, stored, store=quantize)
         return target
-    if not source.is_dir():
+    if source.is_file():
         raise CheckpointError(f"{source} is one part of a model: name a target that ends in .safetensors")
     parts = {part: _read(source, part, config.get(part)) for part in FILES if part != "transformer_low"}
     if (source / "model.json").is_file():

@@ -46,7 +46,7 @@ def clouds(layer: Canvas, rng: Rng, count: int, low: float, high: float, size: f
         layer.blobs(puffs, WHITE, (205, 222, 242))
 
 
-def round_tree(layer: Canvas, x: float, base: float, size: float, leaf: Colour, rng: Rng) -> None:
+def round_tree(layer: Canvas, x: float, base: float, size: float, leaf: Colour) -> None:
     layer.rectangle(x - 0.05 * size, base - 0.5 * size, x + 0.05 * size, base, (134, 92, 58), (96, 62, 40))
     crown = [
         (x + size * u, base - size * v, size * r, size * r)
@@ -141,7 +141,7 @@ def paint_garden(layers: list[Canvas], rng: Rng) -> None:
     clouds(far, rng, 6, -1.1, -0.55)
     far.ridge(waves(rng, 0.0, 0.1, 1.6), (150, 208, 160), (130, 196, 140))
     for x in spread(rng, 9):
-        round_tree(middle, x, 0.24, rng.uniform(0.6, 0.85), vary((72, 164, 72), rng, 20), rng)
+        round_tree(middle, x, 0.24, rng.uniform(0.6, 0.85), vary((72, 164, 72), rng, 20))
     for x in spread(rng, 2):
         wall, roof = (
             vary((246, 226, 190), rng, 20),

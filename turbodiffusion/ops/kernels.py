@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 IMPLEMENTATIONS = ("reference", "triton")
+# What the attention kernels take.
+HEAD_DIMS = (32, 64, 128)
+BLOCKS = (64, 128)  # of tokens
+# The oldest GPUs, by their compute capability: of any kernel, and of those that use fp8.
+TRITON_GPU, FP8_GPU = (8, 0), (8, 9)
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,11 @@ def attention_obstacle(
     """
     if kind == "original":
         return None
-    if head_dim not in (32, 64, 128):
-        return f"the Triton kernels take a head dim of 32, 64 or 128, not {head_dim}"
-    if not {block_q, block_k} <= {64, 128}:
+    if head_dim not in HEAD_DIMS:
+        return f"the Triton kernels take a head dim of {', '.join(map(str, HEAD_DIMS))}, not {head_dim}"
+    if block_q not in BLOCKS or block_k not in BLOCKS:
         return f"the Triton kernels take blocks of 64 or 128 tokens, not {block_q} and {block_k}"
-    if kind in ("sage", "sagesla") and capability is not None and capability < (8, 9):
+    if kind in ("sage", "sagesla") and capability is not None and capability < FP8_GPU:
         return f"attention {kind} needs fp8, which GPUs have from compute capability 8.9 on"
     return None
 

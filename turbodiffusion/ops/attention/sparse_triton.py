@@ -21,7 +21,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbodiffusion.ops.kernels import BLOCKS, HEAD_DIMS
 from turbodiffusion.ops.linear import gemm_triton
+from turbodiffusion.ops.rounding_triton import ROUNDER
 
 LOG2E = 1.4426950408889634
 _LOG2E = tl.constexpr(LOG2E)
@@ -30,16 +32,13 @@ _LN2 = tl.constexpr(0.6931471805599453)
 # log2(448): probabilities are scaled to the whole range of fp8 by a term of their exponent.
 _LOG2_FP8_MAX = tl.constexpr(8.807354922057604)
 
-# 1.5 * 2^23: float32 numbers around it are one apart, so that adding it to an integer below 2^22 in size, on the bits,
-# makes a float that is off by a constant. It costs an addition, where a conversion costs several.
-_MAGIC = tl.constexpr(12582912.0)
+# Float32 numbers around ROUNDER are one apart, so that adding it to an integer below 2^22 in size, on the bits, makes a
+# float that is off by a constant. It costs an addition, where a conversion costs several.
+_MAGIC = ROUNDER
 _MAGIC_BITS = tl.constexpr(0x4B400000)
 
 # Columns of q that the linear term holds at a time: whole rows beside the accumulator would not fit the registers.
 _CHUNK = tl.constexpr(64)
-
-HEAD_DIMS = (32, 64, 128)
-BLOCKS = (64, 128)
 
 
 @dataclass(frozen=True)

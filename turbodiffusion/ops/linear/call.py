@@ -30,7 +30,6 @@ def multiply_rows(x_MK: Tensor, x_scale_M: Tensor, weight_OK: Tensor, weight_sca
     return x_MK.float() @ weight_OK.float().T * x_scale_M[:, None] * weight_scale_O
 
 
-def with_bias(y_MO: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-    """Add the bias in float32 and return the shape [..., O] and the dtype that x asks for."""
-    y_MO = y_MO if bias is None else y_MO + bias.float()
-    return y_MO.to(x.dtype).reshape(*x.shape[:-1], y_MO.shape[1])
+def with_bias(y_MO: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Add the bias in float32, then round to `dtype`."""
+    return (y_MO if bias_O is None else y_MO + bias_O.float()).to(dtype)

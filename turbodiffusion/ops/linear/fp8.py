@@ -33,7 +33,7 @@ def fp8_row_linear(
 
 
 def _reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
-    return with_bias(multiply_rows(*quantize_fp8_row(x_MK), weight_OK, scale_O), x_MK, bias_O)
+    return with_bias(multiply_rows(*quantize_fp8_row(x_MK), weight_OK, scale_O), bias_O, x_MK.dtype)
 
 
 def _triton(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:

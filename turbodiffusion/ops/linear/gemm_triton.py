@@ -23,6 +23,7 @@ from torch import Tensor
 from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbodiffusion.ops.kernels import FP8_GPU
 from turbodiffusion.ops.rounding_triton import gelu_tanh
 
 BLOCK = 128
@@ -257,7 +258,7 @@ def default_config(
 @lru_cache
 def capability(device: torch.device) -> tuple[int, int]:
     """Of the GPU; the interpreter, on a CPU, takes what any GPU takes."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 9)
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else FP8_GPU
 
 
 @lru_cache
@@ -279,7 +280,7 @@ def _check(x_MK: Tensor, N: int, K: int) -> None:
         raise ValueError(f"gemm: impl 'triton' needs N and K to be multiples of 16, got {N} and {K}; use 'reference'")
     if not 0 < K <= MAX_FEATURES:
         raise ValueError(f"gemm: impl 'triton' sums 1 to {MAX_FEATURES} int8 products exactly, got K={K}")
-    if x_MK.dtype != torch.int8 and capability(x_MK.device) < (8, 9):
+    if x_MK.dtype != torch.int8 and capability(x_MK.device) < FP8_GPU:
         raise ValueError("gemm: fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); int8 runs on this one")
 
 

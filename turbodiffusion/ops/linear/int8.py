@@ -85,7 +85,7 @@ def _block_reference(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Ten
     matrix product.
     """
     y_MO = dequantize_int8_block(*quantize_int8_block(x_MK)) @ dequantize_int8_block(weight_OK, scale).T
-    return with_bias(y_MO, x_MK, bias_O)
+    return with_bias(y_MO, bias_O, x_MK.dtype)
 
 
 def _block_triton(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -97,7 +97,7 @@ def _block_triton(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Tensor
 
 
 def _row_reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
-    return with_bias(multiply_rows(*quantize_int8_row(x_MK), weight_OK, scale_O), x_MK, bias_O)
+    return with_bias(multiply_rows(*quantize_int8_row(x_MK), weight_OK, scale_O), bias_O, x_MK.dtype)
 
 
 def _row_triton(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
