@@ -68,17 +68,7 @@ def test_dense_is_as_exact_as_its_emulation(tokens, keys, head_dim, block_k, qk,
     assert error <= OF_THE_EMULATION * relative_l2(reference(q, k, v, block_k=block_k, qk=qk), exact) + 1e-6
 
 
-@pytest.mark.parametrize(
-    "launch",
-    [
-        Launch(),
-        Launch(rows=64, exact_sums=False),
-        Launch(ahead=True),
-        Launch(ahead=True, split=True),
-        Launch(pair=True),
-        Launch(pair=True, exact_sums=False),
-    ],
-)
+@pytest.mark.parametrize("launch", [Launch(), Launch(rows=64, pair=True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sparse_is_as_exact_as_its_emulation(dtype, launch, poisoned):
     q, k, v = attention_inputs(300, 64, dtype=dtype, device=DEVICE)
