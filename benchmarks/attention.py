@@ -73,8 +73,7 @@ TUNING: dict[str, tuple[Any, ...]] = {
     ),
     "sparse.bf16": (
         HOPPER_SIXTEEN_BITS,
-        replace(HOPPER_SIXTEEN_BITS, maxnreg=128),
-        Launch(rows=64, num_stages=2, maxnreg=168, pair=True),
+        Launch(num_stages=2),
         Launch(),
     ),
 }
