@@ -286,7 +286,7 @@ def check_packed(x: Inputs, keys: KeyState, packed: Packed, pooled_q: Tensor) ->
 
 
 def tune(report: Report, x: Inputs, size: str) -> None:
-    """Each part under each of its launches, fastest first, if it is right."""
+    """Each part under each of its launches that is right."""
     tokens, heads = SIZES[size]
     # Sums that Hopper cuts towards zero come out right for values of both signs: a mean shows what they lose.
     mean = torch.randn(heads, HEAD_DIM, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
