@@ -5,7 +5,8 @@ python benchmarks/attention.py [--out FILE.json] [--sizes 480p,720p] [--only NAM
 First the checks: outputs start as NaN, shapes are ragged and real, both sides attend by the kernel's map; an error
 against float32 must be within evaluation.md's bound and at most 1.1 times that of the same arithmetic in PyTorch. The
 map is compared with the reference's by overlap. Then the times, of what was right in the same run: medians of a CUDA
-graph's replays (q, k and v are larger than any L2 cache); a module also as eager calls. --tune tries each launch.
+graph's replays (q, k and v are larger than any L2 cache); a module also as eager calls. --tune checks and times each
+launch of each part.
 """
 
 import argparse
@@ -28,10 +29,16 @@ from turbodiffusion.doctor import gpu_is_lost
 from turbodiffusion.ops.attention import sla, sla_triton
 from turbodiffusion.ops.attention.block_map_triton import choose_blocks
 from turbodiffusion.ops.attention.dense import dense_attention
-from turbodiffusion.ops.attention.linear_triton import key_state, linear_forward
-from turbodiffusion.ops.attention.quantize_triton import pack, query_pass
+from turbodiffusion.ops.attention.linear_triton import KeyLaunch, KeyState, key_state, linear_forward
+from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, Packed, PackLaunch, pack, query_pass
+from turbodiffusion.ops.attention.sage import quantize
 from turbodiffusion.ops.attention.sage_triton import attend_packed
-from turbodiffusion.ops.attention.sparse_triton import HOPPER_EIGHT_BITS, Launch, sparse_forward
+from turbodiffusion.ops.attention.sparse_triton import (
+    HOPPER_EIGHT_BITS,
+    HOPPER_SIXTEEN_BITS,
+    Launch,
+    sparse_forward,
+)
 from turbodiffusion.ops.cases import BOUNDS, HEAD_DIM, RAGGED, Case, attention_cases, errors, poisoned
 from turbodiffusion.results import Row, write_results
 
@@ -40,43 +47,34 @@ TOPK = 0.1
 # Head dim, block of q, block of k: each is compiled anew.
 BLOCKS = ((64, 128, 64), (64, 64, 128), (128, 128, 64), (128, 64, 64))
 MODULE_TARGET_MS = 1.3
-# What --tune tries, likeliest first. 64 rows read each kept block twice as often from the L2 cache as 128 do; 168
-# registers let three programs of 4 warps share a multiprocessor, 128 two of 8 warps.
-TUNING = {
-    "int8": (
-        HOPPER_EIGHT_BITS,
-        Launch(rows=64, num_stages=2, maxnreg=168, pair=True),
-        Launch(rows=64, num_stages=2, maxnreg=168, pair=True, exact_sums=False),
-        Launch(num_stages=2, pair=True),
-        Launch(num_stages=2, pair=True, exact_sums=False),
-        Launch(num_stages=3, ahead=True),
-        Launch(num_stages=3, ahead=True, exact_sums=False),
-        Launch(num_stages=2, ahead=True),
-        Launch(num_stages=2, ahead=True, exact_sums=False),
-        Launch(num_stages=3, maxnreg=128, exact_sums=False),
-        Launch(num_stages=2, maxnreg=128, exact_sums=False),
-        Launch(num_stages=3, maxnreg=128, ahead=True, exact_sums=False),
-        Launch(num_stages=3, maxnreg=128, split=True),
-        Launch(num_stages=3, ahead=True, split=True),
-        Launch(rows=64, num_stages=3, maxnreg=168),
-        Launch(rows=64, num_stages=2, maxnreg=168, exact_sums=False),
-        Launch(rows=64, num_stages=3, maxnreg=168, ahead=True),
-        Launch(rows=64, num_stages=2, maxnreg=168, ahead=True, exact_sums=False),
-        Launch(rows=64, num_stages=3, maxnreg=128, exact_sums=False),
-        Launch(num_warps=4, num_stages=2, exact_sums=False),
-        Launch(num_warps=4, num_stages=3, split=True),
-        Launch(),
+# What --tune tries, the default first. Of the sparse kernel: 64 rows read each kept block twice as often from the L2
+# cache as 128 do; 168 registers let three programs of 4 warps share a multiprocessor, 128 two of 8 warps.
+TUNING: dict[str, tuple[Any, ...]] = {
+    "key_pass": (
+        KeyLaunch(),
+        KeyLaunch(num_stages=4),
+        KeyLaunch(count=False),
+        KeyLaunch(turn=False),
+        KeyLaunch(rows=32, programs=264, maxnreg=128),
+        KeyLaunch(rows=32, num_stages=4),
     ),
-    "bf16": (
-        Launch(),
-        Launch(num_stages=2),
-        Launch(num_stages=3, ahead=True),
-        Launch(num_stages=2, ahead=True),
-        Launch(num_stages=2, maxnreg=128),
+    "pack": (
+        PackLaunch(),
+        PackLaunch(num_stages=3),
+        PackLaunch(num_stages=1),
+        PackLaunch(together=False),
+        PackLaunch(together=False, query_warps=16, warps=4),
+    ),
+    "sparse.int8": (
+        HOPPER_EIGHT_BITS,
+        replace(HOPPER_EIGHT_BITS, pair=False),
+        replace(HOPPER_EIGHT_BITS, num_stages=3),
         Launch(num_stages=2, pair=True),
-        Launch(rows=64, num_stages=2, maxnreg=168, pair=True),
-        Launch(rows=64, num_stages=3, maxnreg=168),
-        Launch(rows=64, num_stages=3, maxnreg=168, ahead=True),
+    ),
+    "sparse.bf16": (
+        HOPPER_SIXTEEN_BITS,
+        Launch(num_stages=2),
+        Launch(),
     ),
 }
 # Rows of the 480p size under the names that h200.json has them by.
@@ -110,14 +108,16 @@ class Report:
         goal = "" if target is None else f"{'<=' if better == 'lower' else '>='} {target:.4g}"
         print(f"{'MISS' if row.misses else '    '} {name:<52} {value:>10.4g} {unit:<12} {goal}", flush=True)
 
-    def time(self, name: str, run: Callable[[], object], tflop: float = 0.0, target: float | None = None) -> None:
+    def time(
+        self, name: str, run: Callable[[], object], tflop: float = 0.0, target: float | None = None, rep: int = 100
+    ) -> None:
         """Milliseconds, and the rate where operations are given; nothing for what a check found wrong."""
         if self.only not in name:
             return
         if any(wrong.split("@")[0] in name for wrong in self.wrong):
             print(f"---- {name:<52} not timed: it is wrong", flush=True)
             return
-        ms = do_bench_cudagraph(run, rep=100, return_mode="median")
+        ms = do_bench_cudagraph(run, rep=rep, return_mode="median")
         self.add(f"{name}.ms", ms, "ms", "lower", target, "median of CUDA graph replays")
         if tflop:
             self.add(f"{name}.rate", tflop / ms * 1e3, "TFLOP/s", "higher", None, "operations of the kept blocks")
@@ -242,8 +242,51 @@ def time_gradients(report: Report, x: Inputs, kept: Tensor, tflop: float, size: 
             report.add(f"{name}.backward.{size}.rate", work / ms * 1e3, "TFLOP/s", "higher", None, "kept blocks")
 
 
-def tune(x: Inputs, size: str) -> None:
-    """The sparse kernel under each launch, fastest first; each output is compared with the default's."""
+def check_keys(x: Inputs, keys: KeyState) -> list[tuple[str, float, float]]:
+    """What is off, by how much, and what it may be: against float64, head by head."""
+    v, phi, weight = x.v.double(), x.k.double().softmax(-1), x.weight.double()
+    state = torch.einsum("bshd,bshe->bhde", phi, v) @ weight.T
+    pooled = torch.stack([rows.double().mean(1) for rows in x.k.split(64, dim=1)], dim=2)
+    return [
+        # phi and the state are rounded to bfloat16 once each, 2^-9 at most; float32 sums of 32760 numbers.
+        ("state", relative_l2(keys.state_BHDE, state), 2**-9 * 2**0.5),
+        ("key_sum", relative_l2(keys.key_sum_BHD, phi.sum(1)), 2**-9),
+        ("mean", relative_l2(keys.mean_BHD, x.k.double().mean(1)), 1e-5),
+        ("pooled", relative_l2(keys.pooled_BHND, pooled), 1e-5),
+        ("largest", relative_l2(keys.largest_BHD, x.v.abs().amax(1)), 0.0),
+    ]
+
+
+def check_packed(x: Inputs, keys: KeyState, packed: Packed, pooled_q: Tensor) -> list[tuple[str, float, float]]:
+    """As `check_keys`: the values as far as they differ from the reference's, the scales and the rest."""
+    expected = quantize(x.q, x.k, x.v, 128, 64, "int8")
+    tokens = x.q.shape[1]
+    order = (torch.arange(64) // 16 * 16 + torch.tensor(KEY_ORDER).repeat(4)).to(x.v.device)
+    v = torch.empty_like(packed.v, dtype=torch.float32)
+    v[..., order] = packed.v.float()
+    found = [
+        ("q scale", relative_l2(packed.scales.q_BHN, expected.q_scale_BHN), 1e-5),
+        ("k scale", relative_l2(packed.scales.k_BHN, expected.k_scale_BHN), 1e-5),
+        ("v scale", relative_l2(packed.scales.v_BHD, expected.v_scale_BHD), 1e-5),
+        ("mean of q", relative_l2(pooled_q[:, :, 0], x.q[:, :128].double().mean(1)), 1e-5),
+        ("last mean of q", relative_l2(pooled_q[:, :, -1], x.q[:, (tokens - 1) // 128 * 128 :].double().mean(1)), 1e-5),
+    ]
+    for name, values, value in (
+        ("q", packed.q, expected.q_BLHD),
+        ("k", packed.k, expected.k_BSHD),
+        ("v", v.mT, expected.v_BSHD),
+    ):
+        rows = values.float().flatten(2, 3).transpose(1, 2)
+        # A value on the edge between two levels may fall either way.
+        found.append((name, (rows[:, :tokens] != value.float()).double().mean().item(), 0.01))
+        found.append((f"{name} past the end", rows[:, tokens:].abs().sum().item(), 0.0))
+    sums = (x.q.double().exp() * (keys.key_sum_BHD.double()[:, None] + 1e-5)).sum(-1)
+    found.append(("shift", relative_l2(packed.shift_BHL, -sums.log2().transpose(1, 2)), 1e-6))
+    return found
+
+
+def tune(report: Report, x: Inputs, size: str) -> None:
+    """Each part under each of its launches that is right."""
     tokens, heads = SIZES[size]
     # Sums that Hopper cuts towards zero come out right for values of both signs: a mean shows what they lose.
     mean = torch.randn(heads, HEAD_DIM, generator=torch.Generator("cuda").manual_seed(1), device="cuda")
@@ -252,22 +295,62 @@ def tune(x: Inputs, size: str) -> None:
     packed, pooled_q = pack(x.q, x.k, x.v, keys, 128, 64, "int8")
     kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, TOPK)
     term = sla_triton.linear_term(x.q, keys, packed.shift_BHL, x.bias)
-    runs: dict[str, Callable[[Launch], Tensor]] = {
-        "int8": lambda launch: attend_packed(packed, kept, x.q.shape, tokens, x.q.dtype, linear=term, launch=launch),
-        "bf16": lambda launch: sparse_forward(x.q, x.k, x.v, kept, 128, 64, linear=term, launch=launch)[0],
+
+    def key(launch: KeyLaunch | None = None) -> KeyState:
+        return key_state(x.k, x.v, 64, x.weight, launch)
+
+    def int8(launch: Launch) -> Tensor:
+        return attend_packed(packed, kept, x.q.shape, tokens, x.q.dtype, linear=term, launch=launch)
+
+    def bf16(launch: Launch) -> Tensor:
+        return sparse_forward(x.q, x.k, x.v, kept, 128, 64, linear=term, launch=launch)[0]
+
+    # By one launch in bfloat16: what that one is off itself, `cases.py` checks.
+    exact = sparse_forward(x.q, x.k, x.v, kept, 128, 64, linear=term, launch=Launch())[0]
+    runs: dict[str, tuple[Callable[[Any], Any], Callable[[Any], list[tuple[str, float, float]]]]] = {
+        "key_pass": (key, lambda out: check_keys(x, out)),
+        "pack": (
+            lambda launch: pack(x.q, x.k, x.v, keys, 128, 64, "int8", launch),
+            lambda out: check_packed(x, keys, *out),
+        ),
+        "sparse.int8": (int8, lambda out: [("output", relative_l2(out, exact), BOUNDS["int8"])]),
+        "sparse.bf16": (bf16, lambda out: [("output", relative_l2(out, exact), BOUNDS["bf16"])]),
     }
-    for name, run in runs.items():
-        expected, found = run(TUNING[name][0]), []
+    for name, (run, check) in runs.items():
+        if report.only not in name:
+            continue
         for launch in TUNING[name]:
+            title = f"tune.{name}.{size} {launch}"
             try:
-                error = relative_l2(run(launch), expected)
-                ms = do_bench_cudagraph(partial(run, launch), rep=20, return_mode="median")
-                found.append((ms, error, launch))
+                with poisoned():
+                    found = check(run(launch))
+                wrong = [f"{part} {off:.1e} > {most:.1e}" for part, off, most in found if not off <= most]
+                if wrong:
+                    report.wrong.append(f"{title}: {', '.join(wrong)}")
+                    print(f"---- {report.wrong[-1]}", flush=True)
+                    continue
+                report.time(title, partial(run, launch), rep=20)
+                if name == "pack":  # what the pass over the keys read last may still be in the cache
+                    report.time(f"{title} after key_pass", lambda run=run, launch=launch: (key(), run(launch)), rep=20)
             except Exception as failure:  # more shared memory than there is, for one: the others are still of use
-                print(f"{name} {launch}: {type(failure).__name__}: {str(failure).splitlines()[0][:100]}", flush=True)
+                print(f"{title}: {type(failure).__name__}: {str(failure).splitlines()[0][:100]}", flush=True)
                 stop_if_lost(failure)
-        for ms, error, launch in sorted(found, key=lambda entry: entry[0]):
-            print(f"{name} {size} {ms:8.4f} ms, {error:.1e} from the default: {launch}", flush=True)
+
+
+def kernels(report: Report, x: Inputs, size: str) -> None:
+    """The time of each kernel of the SageSLA module by PyTorch's profiler, which adds some to each."""
+
+    def module() -> None:
+        sla_triton.sagesla_attention(x.q, x.k, x.v, x.weight, x.bias, TOPK, 128, 64, "int8")
+
+    module()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(10):
+            module()
+        torch.cuda.synchronize()
+    for event in profile.key_averages():
+        us = event.device_time_total / event.count
+        report.add(f"tune.kernel.{size} {event.key[:30]}", us / 1e3, "ms", "lower", None, "mean of the profiler's")
 
 
 def stop_if_lost(failure: Exception) -> None:
@@ -280,14 +363,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/attention.json"))
     parser.add_argument("--sizes", default="480p,720p")
     parser.add_argument("--only", default="", help="time only what has this in its name")
-    parser.add_argument("--tune", action="store_true", help="try each launch of the sparse kernel, and nothing else")
+    parser.add_argument("--tune", action="store_true", help="try each launch of each part, and nothing else")
     chosen = parser.parse_args(arguments)
     sizes = chosen.sizes.split(",")
+    report = Report(chosen.only, [], [])
     if chosen.tune:
         for size in sizes:
-            tune(inputs(*SIZES[size], HEAD_DIM), size)
-        return 0
-    report = Report(chosen.only, [], [])
+            x = inputs(*SIZES[size], HEAD_DIM)
+            tune(report, x, size)
+            kernels(report, x, size)
+        write_results(chosen.out, report.rows, " ".join(sys.argv))
+        return 1 if report.wrong else 0
     device = torch.device("cuda")
     for head_dim, block_q, block_k in BLOCKS:
         shape: Any = {"head_dim": head_dim, "block_q": block_q, "block_k": block_k}

@@ -39,12 +39,11 @@ def test_equals_the_reference(tokens, head_dim, block_q, block_k, rows, dtype, t
     assert relative_l2(lse, expected_lse) < FLOAT32
 
 
-@pytest.mark.parametrize("launch", [{"ahead": True}, {"split": True}, {"ahead": True, "split": True}, {"pair": True}])
-@pytest.mark.parametrize("topk", [0.01, 0.5, 0.9])
-def test_every_way_through_the_blocks(launch, topk, poisoned):
-    """1, 2 and 4 kept blocks of 5; the last is ragged."""
+@pytest.mark.parametrize("topk", [0.01, 0.5, 0.61, 0.9])
+def test_pairs_of_blocks(topk, poisoned):
+    """1, 2, 3 and 4 kept blocks of 5: none and one pair, with and without one block after it; the last is ragged."""
     q, k, v = attention_inputs(300, 64, device=DEVICE)
-    (out, lse), (expected, expected_lse) = both(q, k, v, 128, 64, topk=topk, **launch)
+    (out, lse), (expected, expected_lse) = both(q, k, v, 128, 64, topk=topk, pair=True)
     assert relative_l2(out, expected) < FLOAT32
     assert relative_l2(lse, expected_lse) < FLOAT32
 

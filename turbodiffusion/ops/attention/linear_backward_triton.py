@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbodiffusion.ops.attention.linear_triton import PROGRAMS, softmax_rows
+from turbodiffusion.ops.attention.linear_triton import softmax_rows
 from turbodiffusion.ops.attention.sparse_triton import check_sizes, describe
 
 _ROWS = 64
+_PROGRAMS = 264  # of the pass over q: two for each multiprocessor of the largest GPUs; more would write more parts
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def linear_backward(
     q, k, v, grad = (describe(x, _ROWS) for x in (q_BLHD, k_BLHD, v_BLHD, grad_BLHD))
     dq, dk, dv = (torch.empty(B, L, H, D, dtype=q_BLHD.dtype, device=q_BLHD.device) for _ in range(3))
     blocks = -(-L // _ROWS)
-    blocks_each = -(-blocks // max(1, PROGRAMS // (B * H)))
+    blocks_each = -(-blocks // max(1, _PROGRAMS // (B * H)))
     parts = -(-blocks // blocks_each)
     dstate = torch.empty(parts, B, H, D, D, dtype=torch.float32, device=q_BLHD.device)
     dkey_sum = torch.empty(parts, B, H, D, dtype=torch.float32, device=q_BLHD.device)

@@ -17,15 +17,24 @@ import triton.language as tl
 from torch import Tensor
 
 from turbodiffusion.ops.attention.sparse_triton import LOG2E, add_linear, check_sizes, describe, described, row_shift
-from turbodiffusion.ops.linear import gemm_triton
 
-# Programs of the pass over the keys: two for each multiprocessor of the largest GPUs; more would write more parts.
-PROGRAMS = 264
 _LOG2E = tl.constexpr(LOG2E)
-_ROWS = 32  # of a block that the pass over the keys holds in registers at a time
 _FOLD = tl.constexpr(16)  # rows of a block that the warps of the pass over the keys load at a time
 _SLICE = tl.constexpr(16)  # rows of the state that a program of the second kernel adds up
 _PARTS = tl.constexpr(4)  # that it has on their way at a time
+_MANY = tl.constexpr(256)  # block means, or vectors of parts, likewise
+
+
+@dataclass(frozen=True)
+class KeyLaunch:
+    """How the pass over the keys is laid out; what is fastest is for benchmarks/attention.py to say."""
+
+    rows: int = 64  # a step, at most a block
+    programs: int = 132  # in all, one for each multiprocessor of the largest GPUs; more would write more parts
+    num_stages: int = 3
+    maxnreg: int | None = None
+    turn: bool = True  # v^T phi instead of phi^T v
+    count: bool = True  # the sum of phi by a product with ones
 
 
 @dataclass(frozen=True)
@@ -52,78 +61,101 @@ def _fold(x):
     return tl.sum(x.reshape(x.shape[0] // _FOLD, _FOLD, x.shape[1]), 0)
 
 
-@triton.jit(do_not_specialize=["S", "H", "blocks", "blocks_each"])
+@triton.jit(do_not_specialize=["S", "H", "blocks"])
 def _key_kernel(
-    k_desc, v_desc, part_ptr, vectors_ptr, pooled_ptr, S, H, blocks, blocks_each,
-    BLOCK: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
+    k_desc, v_desc, part_ptr, vectors_ptr, pooled_ptr, S, H, blocks,
+    BLOCK: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, TURN: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Grid (parts, B * H). part [parts, B * H, D, D]; vectors [parts, B * H, 3, D]: sums of phi(k) and k, max |v|.
+    """Grid (parts, B * H); parts take turns with the blocks. part [parts, B * H, D, D]: phi^T v, or with TURN v^T phi.
 
-    Rows past the end are zeros in k and v: each adds nothing but 1 / D to the sum of phi(k), which the second kernel
-    takes off again.
+    vectors [parts, B * H, 2, D]: the sum of phi, max |v|. Sums over the rows of a tile are products with ones, each row
+    of which is the sum: the tensor cores need neither registers of other warps nor a barrier for it. Rows past the end
+    are zeros in k and v: each adds nothing but 1 / D to the sum of phi, which the second kernel takes off again.
     """
     part = tl.program_id(0)
     bh = tl.program_id(1)
+    parts = tl.num_programs(0)
     b = bh // H
     h = bh % H
     column = tl.arange(0, D)
+    first = (tl.arange(0, 16) == 0)[:, None]
+    ones = tl.full([16, ROWS], 1.0, tl.float32).to(k_desc.dtype)
     state = tl.zeros([D, D], tl.float32)
-    key_sum = tl.zeros([_FOLD, D], tl.float32)
-    total = tl.zeros([D], tl.float32)
+    block_sum = tl.zeros([16, D], tl.float32)
+    key_sum = tl.zeros([16, D], tl.float32)
     largest = tl.zeros([_FOLD, D], tl.float32)
-    for block in range(part * blocks_each, tl.minimum((part + 1) * blocks_each, blocks)):
-        sums = tl.zeros([_FOLD, D], tl.float32)
-        for start in tl.static_range(0, BLOCK, ROWS):
-            k = k_desc.load([b, block * BLOCK + start, h, 0]).reshape(ROWS, D).to(tl.float32)
-            v = v_desc.load([b, block * BLOCK + start, h, 0]).reshape(ROWS, D)
-            sums += _fold(k)
-            phi = softmax_rows(k)
-            state = tl.dot(phi.to(v.dtype).T, v, state, input_precision="ieee")
+    STEPS: tl.constexpr = BLOCK // ROWS  # a block
+    for step in range(tl.cdiv(blocks - part, parts) * STEPS):
+        block = part + step // STEPS * parts
+        row = block * BLOCK + step % STEPS * ROWS
+        k = k_desc.load([b, row, h, 0]).reshape(ROWS, D)
+        v = v_desc.load([b, row, h, 0]).reshape(ROWS, D)
+        block_sum = tl.where(step % STEPS == 0, 0.0, block_sum)
+        block_sum = tl.dot(ones, k, block_sum, input_precision="ieee")
+        mean = block_sum * (1.0 / tl.minimum(S - block * BLOCK, BLOCK))
+        last = first & (step % STEPS == STEPS - 1)
+        tl.store(pooled_ptr + (bh * blocks + block) * D + column[None, :] + tl.zeros_like(first), mean, mask=last)
+        phi = softmax_rows(k.to(tl.float32))
+        low = phi.to(v.dtype)
+        if TURN:
+            state = tl.dot(v.T, low, state, input_precision="ieee")
+        else:
+            state = tl.dot(low.T, v, state, input_precision="ieee")
+        if COUNT:
+            key_sum = tl.dot(ones, low, key_sum, input_precision="ieee")
+        else:
             key_sum += _fold(phi)
-            largest = tl.maximum(largest, tl.max(tl.abs(v.to(tl.float32)).reshape(ROWS // _FOLD, _FOLD, D), 0))
-        block_sum = tl.sum(sums, 0)
-        total += block_sum
-        rows = tl.minimum(S - block * BLOCK, BLOCK)
-        tl.store(pooled_ptr + (bh * blocks + block) * D + column, block_sum / rows)
+        largest = tl.maximum(largest, tl.max(tl.abs(v.to(tl.float32)).reshape(ROWS // _FOLD, _FOLD, D), 0))
     at = (part * tl.num_programs(1) + bh).to(tl.int64)
     tl.store(part_ptr + at * D * D + column[:, None] * D + column[None, :], state)
-    tl.store(vectors_ptr + at * 3 * D + column, tl.sum(key_sum, 0))
-    tl.store(vectors_ptr + at * 3 * D + D + column, total)
-    tl.store(vectors_ptr + at * 3 * D + 2 * D + column, tl.max(largest, 0))
+    vectors_ptr += at * 2 * D
+    if COUNT:
+        tl.store(vectors_ptr + column[None, :] + tl.zeros_like(first), key_sum, mask=first)
+    else:
+        tl.store(vectors_ptr + column, tl.sum(key_sum, 0))
+    tl.store(vectors_ptr + D + column, tl.max(largest, 0))
 
 
-@triton.jit(do_not_specialize=["parts", "S", "padding"])
+@triton.jit(do_not_specialize=["parts", "S", "blocks"])
 def _reduce_kernel(
-    part_ptr, vectors_ptr, weight_ptr, state_ptr, key_sum_ptr, mean_ptr, largest_ptr, parts, S, padding,
-    D: tl.constexpr, PROJECT: tl.constexpr,
+    part_ptr, vectors_ptr, pooled_ptr, weight_ptr, state_ptr, key_sum_ptr, mean_ptr, largest_ptr, parts, S, blocks,
+    BLOCK: tl.constexpr, D: tl.constexpr, TURN: tl.constexpr, PROJECT: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B * H, D / _SLICE): rows of the state summed, times proj_l's transpose; the first also does the vectors."""
+    """Grid (B * H, 2 * D / _SLICE): sums of a slice of each vector, or of the state, times proj_l's transpose."""
     bh = tl.program_id(0)
     step = tl.num_programs(0).to(tl.int64)
-    row = tl.program_id(1) * _SLICE + tl.arange(0, _SLICE)
+    row = tl.program_id(1) % (D // _SLICE) * _SLICE + tl.arange(0, _SLICE)
     column = tl.arange(0, D)
-    inside = row[:, None] * D + column[None, :]
-    state = tl.zeros([_SLICE, D], tl.float32)
-    for first in range(0, parts, _PARTS):
-        for part in tl.static_range(_PARTS):
-            at = ((first + part) * step + bh) * D * D + inside
-            state += tl.load(part_ptr + at, mask=first + part < parts, other=0.0)
-    if PROJECT:
-        weight = tl.load(weight_ptr + column[:, None] * D + column[None, :])
-        state = tl.dot(state, weight.T, input_precision="tf32x3")  # float32 to within 2^-21, on tensor cores
-    tl.store(state_ptr + bh * D * D + inside, state.to(state_ptr.dtype.element_ty))
-    if tl.program_id(1) == 0:
-        key_sum = tl.zeros([D], tl.float32)
-        total = tl.zeros([D], tl.float32)
-        largest = tl.zeros([D], tl.float32)
-        for part in range(parts):
-            at = vectors_ptr + (part * step + bh) * 3 * D + column
-            key_sum += tl.load(at)
-            total += tl.load(at + D)
-            largest = tl.maximum(largest, tl.load(at + 2 * D))
-        tl.store(key_sum_ptr + bh * D + column, key_sum - padding / D)
-        tl.store(mean_ptr + bh * D + column, total / S)
-        tl.store(largest_ptr + bh * D + column, largest)
+    if tl.program_id(1) < D // _SLICE:
+        total = tl.zeros([_SLICE], tl.float32)
+        for start in range(0, blocks, _MANY):
+            block = start + tl.arange(0, _MANY)
+            there = (block < blocks)[:, None]
+            mean = tl.load(pooled_ptr + (bh * blocks + block[:, None]) * D + row[None, :], mask=there, other=0.0)
+            total += tl.sum(mean * tl.minimum(S - block * BLOCK, BLOCK)[:, None], 0)
+        tl.store(mean_ptr + bh * D + row, total / S)
+        key_sum = tl.zeros([_SLICE], tl.float32)
+        largest = tl.zeros([_SLICE], tl.float32)
+        for start in range(0, parts, _MANY):
+            part = start + tl.arange(0, _MANY)[:, None]
+            at = vectors_ptr + (part * step + bh) * 2 * D + row[None, :]
+            key_sum += tl.sum(tl.load(at, mask=part < parts, other=0.0), 0)
+            largest = tl.maximum(largest, tl.max(tl.load(at + D, mask=part < parts, other=0.0), 0))
+        tl.store(key_sum_ptr + bh * D + row, key_sum - (blocks * BLOCK - S) / D)
+        tl.store(largest_ptr + bh * D + row, largest)
+    else:
+        inside = column[:, None] * D + row[None, :] if TURN else row[:, None] * D + column[None, :]
+        state = tl.zeros(inside.shape, tl.float32)
+        for start in range(0, parts, _PARTS):
+            for part in tl.static_range(_PARTS):
+                at = ((start + part) * step + bh) * D * D + inside
+                state += tl.load(part_ptr + at, mask=start + part < parts, other=0.0)
+        if TURN:
+            state = state.T
+        if PROJECT:
+            weight = tl.load(weight_ptr + column[:, None] * D + column[None, :])
+            state = tl.dot(state, weight.T, input_precision="tf32x3")  # float32 to within 2^-21, on tensor cores
+        tl.store(state_ptr + bh * D * D + row[:, None] * D + column[None, :], state.to(state_ptr.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["L", "H"])
@@ -147,27 +179,32 @@ def _output_kernel(
     tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def key_state(k_BSHD: Tensor, v_BSHD: Tensor, block_k: int, proj_weight_DD: Tensor | None = None) -> KeyState:
+def key_state(
+    k_BSHD: Tensor,
+    v_BSHD: Tensor,
+    block_k: int,
+    proj_weight_DD: Tensor | None = None,
+    launch: KeyLaunch | None = None,
+) -> KeyState:
     """One pass over k and v. The state is times proj_l's transpose if its weight is given."""
     B, S, H, D = k_BSHD.shape
     check_sizes("linear_attention", D, 128, block_k)
+    launch = launch or KeyLaunch(rows=64 if k_BSHD.element_size() == 2 else 32)
     blocks = -(-S // block_k)
-    blocks_each = -(-blocks // max(1, PROGRAMS // (B * H)))
-    parts = -(-blocks // blocks_each)
+    parts = max(1, min(blocks, launch.programs // (B * H)))
     new = partial(torch.empty, dtype=torch.float32, device=k_BSHD.device)
-    part, vectors, pooled = new(parts, B, H, D, D), new(parts, B, H, 3, D), new(B, H, blocks, D)
-    # Two programs fit a multiprocessor. Other families hold an operand in registers that wgmma reads from memory.
-    registers = 128 if gemm_triton.capability(k_BSHD.device)[0] == 9 else None
+    part, vectors, pooled = new(parts, B, H, D, D), new(parts, B, H, 2, D), new(B, H, blocks, D)
     _key_kernel[(parts, B * H)](
-        describe(k_BSHD, _ROWS), describe(v_BSHD, _ROWS), part, vectors, pooled, S, H, blocks, blocks_each,
-        BLOCK=block_k, ROWS=_ROWS, D=D, num_warps=8, num_stages=3, maxnreg=registers,
+        describe(k_BSHD, launch.rows), describe(v_BSHD, launch.rows), part, vectors, pooled, S, H, blocks,
+        BLOCK=block_k, ROWS=launch.rows, D=D, TURN=launch.turn, COUNT=launch.count,
+        num_warps=8, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
     )  # fmt: skip
     state = torch.empty(B, H, D, D, dtype=k_BSHD.dtype, device=k_BSHD.device)
     key_sum, mean, largest = new(B, H, D), new(B, H, D), new(B, H, D)
     weight = None if proj_weight_DD is None else proj_weight_DD.float().contiguous()
-    _reduce_kernel[(B * H, D // _SLICE.value)](
-        part, vectors, weight, state, key_sum, mean, largest, parts, S, blocks * block_k - S,
-        D=D, PROJECT=weight is not None,
+    _reduce_kernel[(B * H, 2 * D // _SLICE.value)](
+        part, vectors, pooled, weight, state, key_sum, mean, largest, parts, S, blocks,
+        BLOCK=block_k, D=D, TURN=launch.turn, PROJECT=weight is not None, num_warps=8,
     )  # fmt: skip
     return KeyState(state, key_sum, mean, largest, pooled)
 

@@ -1,11 +1,14 @@
 """SageAttention's 8-bit inputs in Triton (see `sage.py`), and the block means from the same pass over q.
 
+A fixed number of programs take blocks in turn: the bytes of a block are on their way while the one before is rounded.
+
 Values are stored as the sparse kernel reads them: whole blocks, zeros past the end of the sequence, and the heads
 outermost, so that a block is one piece of memory. v is transposed within its block, because wgmma takes an fp8 operand
 only with the summed dimension innermost, and its keys are in KEY_ORDER.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from turbodiffusion.ops.attention.linear_triton import KeyState
 from turbodiffusion.ops.attention.sparse_triton import Scales, describe, row_shift
+from turbodiffusion.ops.linear import gemm_triton
 from turbodiffusion.ops.rounding import FP8
 from turbodiffusion.ops.rounding_triton import largest_magnitude, levels_of, to_8bit
 
@@ -35,103 +39,157 @@ class Packed:
     shift_BHL: Tensor  # of q's rows for the linear term, float32: see `sparse_triton.row_shift`
 
 
-@triton.jit(do_not_specialize=["L", "H"])
-def _row_kernel(
-    x_desc, mean_ptr, key_sum_ptr, values_ptr, scale_ptr, pooled_ptr, shift_ptr, L, H,
-    BLOCK: tl.constexpr, D: tl.constexpr, CENTRE: tl.constexpr, POOL: tl.constexpr, SHIFT: tl.constexpr,
-    ROUND: tl.constexpr,
-):  # fmt: skip
-    """Grid (blocks, B * H): of a block of tokens the mean, the shifts of its rows, and it, less `mean`, in 8 bits."""
-    n = tl.program_id(0)
-    bh = tl.program_id(1)
-    block = (bh * tl.num_programs(0) + n).to(tl.int64)
+@dataclass(frozen=True)
+class PackLaunch:
+    """How the pass that makes the 8-bit inputs is laid out; what is fastest is for benchmarks/attention.py to say."""
+
+    together: bool = True  # q, k and v by one launch, else by one each
+    num_stages: int = 2
+    query_warps: int = 8  # for q, and for all in one launch
+    warps: int = 8  # for k and for v
+
+
+@triton.jit
+def _pool_rows(low, x, n, L, bh, at, key_sum_ptr, pooled_ptr, shift_ptr, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Store the mean of block n of q, which is block `at` of all heads, and the shifts of its rows if asked.
+
+    The sum is a product with ones, each row of which is the sum: it takes no barrier. `x` is `low` in float32.
+    """
     column = tl.arange(0, D)
-    row = tl.arange(0, BLOCK)[:, None]
-    x = x_desc.load([bh // H, n * BLOCK, bh % H, 0]).reshape(BLOCK, D).to(tl.float32)
-    if POOL:
-        tl.store(pooled_ptr + block * D + column, tl.sum(x, 0) / tl.minimum(L - n * BLOCK, BLOCK))
-    if SHIFT:
+    first = (tl.arange(0, 16) == 0)[:, None]
+    ones = tl.full([16, BLOCK], 1.0, tl.float32).to(low.dtype)
+    mean = tl.dot(ones, low, input_precision="ieee") * (1.0 / tl.minimum(L - n * BLOCK, BLOCK))
+    tl.store(pooled_ptr + at.to(tl.int64) * D + column[None, :] + tl.zeros_like(first), mean, mask=first)
+    if shift_ptr is not None:
         rows = n * BLOCK + tl.arange(0, BLOCK)
         shift = row_shift(x, tl.load(key_sum_ptr + bh * D + column))
         tl.store(shift_ptr + bh.to(tl.int64) * L + rows, shift, mask=rows < L)
-    if ROUND:
-        dtype: tl.constexpr = values_ptr.dtype.element_ty
-        if CENTRE:
-            x = tl.where(n * BLOCK + row < L, x - tl.load(mean_ptr + bh * D + column)[None, :], 0.0)
-        scale = largest_magnitude(x, None) / levels_of(dtype)
-        tl.store(values_ptr + block * BLOCK * D + row * D + column[None, :], to_8bit(x * (1.0 / scale), dtype))
-        tl.store(scale_ptr + block, scale)
 
 
-@triton.jit(do_not_specialize=["S", "H"])
-def _value_kernel(
-    v_ptr, largest_ptr, values_ptr, scale_ptr, v_b, v_l, v_h, v_d, S, H, BLOCK: tl.constexpr, D: tl.constexpr
-):
-    """Grid (blocks, B * H): a block of v in fp8, its keys in KEY_ORDER and innermost; one scale a channel."""
+@triton.jit
+def _round_rows(x, at, values_ptr, scale_ptr, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Store block `at` of all heads in 8 bits, and its scale."""
+    dtype: tl.constexpr = values_ptr.dtype.element_ty
+    scale = largest_magnitude(x, None) / levels_of(dtype)
+    values_ptr += at.to(tl.int64) * BLOCK * D + tl.arange(0, BLOCK)[:, None] * D + tl.arange(0, D)[None, :]
+    tl.store(values_ptr, to_8bit(x * (1.0 / scale), dtype))
+    tl.store(scale_ptr + at, scale)
+
+
+@triton.jit(do_not_specialize=["L", "H"])
+def _query_kernel(x_desc, key_sum_ptr, pooled_ptr, shift_ptr, L, H, BLOCK: tl.constexpr, D: tl.constexpr):
+    """Grid (blocks, B * H): of a block of tokens the mean, and the shifts of its rows if asked."""
     n = tl.program_id(0)
     bh = tl.program_id(1)
-    place = tl.arange(0, BLOCK)
-    key = n * BLOCK + place // 16 * 16 + (place // 2 % 2) * 8 + (place // 4 % 4) * 2 + place % 2
+    x = x_desc.load([bh // H, n * BLOCK, bh % H, 0]).reshape(BLOCK, D)
+    at = bh * tl.num_programs(0) + n
+    _pool_rows(x, x.to(tl.float32), n, L, bh, at, key_sum_ptr, pooled_ptr, shift_ptr, BLOCK, D)
+
+
+@triton.jit(do_not_specialize=["L", "S", "H", "heads", "blocks_q", "blocks_k"])
+def _pack_kernel(
+    q_desc, k_desc, v_desc, key_sum_ptr, mean_ptr, largest_ptr, q8_ptr, k8_ptr, v8_ptr,
+    q_scale_ptr, k_scale_ptr, v_scale_ptr, pooled_ptr, shift_ptr, L, S, H, heads, blocks_q, blocks_k,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, STAGES: tl.constexpr,
+    VALUES: tl.constexpr, KEYS: tl.constexpr, QUERIES: tl.constexpr,
+):  # fmt: skip
+    """Grid (programs): blocks of v, of k and of q one after the other, the next one on its way meanwhile.
+
+    `heads` is B * H. The pass over the keys read the last blocks last: they come first, while they may be in the cache.
+    """
+    first = tl.program_id(0)
+    programs = tl.num_programs(0)
     column = tl.arange(0, D)
-    v_ptr += (bh // H).to(tl.int64) * v_b + (bh % H).to(tl.int64) * v_h
-    v = tl.load(v_ptr + key[:, None].to(tl.int64) * v_l + column[None, :] * v_d, mask=key[:, None] < S, other=0.0)
-    dtype: tl.constexpr = values_ptr.dtype.element_ty
-    scale = tl.maximum(tl.load(largest_ptr + bh * D + column), 1e-8) / levels_of(dtype)
-    values = to_8bit(v.to(tl.float32) * (1.0 / scale)[None, :], dtype)
-    block = (bh * tl.num_programs(0) + n).to(tl.int64)
-    tl.store(values_ptr + block * BLOCK * D + column[:, None] * BLOCK + place[None, :], values.T)
-    if n == 0:
-        tl.store(scale_ptr + bh * D + column, scale)
+    if VALUES:
+        dtype: tl.constexpr = v8_ptr.dtype.element_ty
+        for tile in tl.range(first, blocks_k * heads, programs, num_stages=STAGES):
+            bh = tile % heads
+            n = blocks_k - 1 - tile // heads
+            v = v_desc.load([bh // H, n * BLOCK_K, bh % H, 0]).reshape(BLOCK_K, D)
+            v = v.reshape(BLOCK_K // 16, 2, 4, 2, D).permute(0, 2, 1, 3, 4).reshape(BLOCK_K, D).T  # KEY_ORDER
+            scale = tl.maximum(tl.load(largest_ptr + bh * D + column), 1e-8) / levels_of(dtype)
+            at = v8_ptr + (bh * blocks_k + n).to(tl.int64) * BLOCK_K * D
+            values = to_8bit(v.to(tl.float32) * (1.0 / scale)[:, None], dtype)
+            tl.store(at + column[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :], values)
+            if n == 0:
+                tl.store(v_scale_ptr + bh * D + column, scale)
+    if KEYS:
+        for tile in tl.range(first, blocks_k * heads, programs, num_stages=STAGES):
+            bh = tile % heads
+            n = blocks_k - 1 - tile // heads
+            x = k_desc.load([bh // H, n * BLOCK_K, bh % H, 0]).reshape(BLOCK_K, D).to(tl.float32)
+            there = n * BLOCK_K + tl.arange(0, BLOCK_K) < S
+            x = tl.where(there[:, None], x - tl.load(mean_ptr + bh * D + column)[None, :], 0.0)
+            _round_rows(x, bh * blocks_k + n, k8_ptr, k_scale_ptr, BLOCK_K, D)
+    if QUERIES:
+        for tile in tl.range(first, blocks_q * heads, programs, num_stages=STAGES):
+            bh = tile % heads
+            n = tile // heads
+            low = q_desc.load([bh // H, n * BLOCK_Q, bh % H, 0]).reshape(BLOCK_Q, D)
+            x = low.to(tl.float32)
+            at = bh * blocks_q + n
+            _pool_rows(low, x, n, L, bh, at, key_sum_ptr, pooled_ptr, shift_ptr, BLOCK_Q, D)
+            _round_rows(x, at, q8_ptr, q_scale_ptr, BLOCK_Q, D)
 
 
 def pool(x_BLHD: Tensor, block: int) -> Tensor:
     """The mean of each block of tokens, float32 [B, H, N, D]; a ragged last block is the mean of the rows it has."""
-    return _rows(x_BLHD, block, pooled=True)[2]
+    return _pool(x_BLHD, block, None)[0]
 
 
 def query_pass(q_BLHD: Tensor, block_q: int, keys: KeyState) -> tuple[Tensor, Tensor]:
     """`pool` and `Packed.shift_BHL` of q."""
-    return _rows(q_BLHD, block_q, pooled=True, key_sum_BHD=keys.key_sum_BHD)[2:]
+    pooled, shift = _pool(q_BLHD, block_q, keys.key_sum_BHD)
+    assert shift is not None
+    return pooled, shift
+
+
+def _pool(x_BLHD: Tensor, block: int, key_sum_BHD: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    B, L, H, D = x_BLHD.shape
+    blocks = -(-L // block)
+    pooled = torch.empty(B, H, blocks, D, dtype=torch.float32, device=x_BLHD.device)
+    shift = None if key_sum_BHD is None else torch.empty(B, H, L, dtype=torch.float32, device=x_BLHD.device)
+    _query_kernel[(blocks, B * H)](
+        describe(x_BLHD, block), key_sum_BHD, pooled, shift, L, H, BLOCK=block, D=D, num_warps=block // 16
+    )  # fmt: skip
+    return pooled, shift
 
 
 def pack(
-    q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, keys: KeyState, block_q: int, block_k: int, qk: str
+    q_BLHD: Tensor,
+    k_BSHD: Tensor,
+    v_BSHD: Tensor,
+    keys: KeyState,
+    block_q: int,
+    block_k: int,
+    qk: str,
+    launch: PackLaunch | None = None,
 ) -> tuple[Packed, Tensor]:
     """q, k and v in 8 bits, and the means of q's blocks; `keys` has k's mean and v's largest magnitudes."""
     if qk not in FORMATS:
         raise ValueError(f"qk: unknown format {qk!r}, expected 'int8' or 'fp8'")
-    q, q_scale, pooled, shift = _rows(q_BLHD, block_q, FORMATS[qk], pooled=True, key_sum_BHD=keys.key_sum_BHD)
-    k, k_scale, _, _ = _rows(k_BSHD, block_k, FORMATS[qk], mean_BHD=keys.mean_BHD)
-    B, S, H, D = v_BSHD.shape
-    blocks = -(-S // block_k)
-    v = torch.empty(B, H, blocks, D, block_k, dtype=FP8, device=v_BSHD.device)
-    v_scale = torch.empty(B, H, D, dtype=torch.float32, device=v_BSHD.device)
-    _value_kernel[(blocks, B * H)](
-        v_BSHD, keys.largest_BHD, v, v_scale, *v_BSHD.stride(), S, H, BLOCK=block_k, D=D
+    launch = launch or PackLaunch()
+    dtype, device = FORMATS[qk], q_BLHD.device
+    (B, L, H, D), S = q_BLHD.shape, k_BSHD.shape[1]
+    blocks_q, blocks_k = -(-L // block_q), -(-S // block_k)
+    new = partial(torch.empty, dtype=torch.float32, device=device)
+    q = torch.empty(B, H, blocks_q, block_q, D, dtype=dtype, device=device)
+    k = torch.empty(B, H, blocks_k, block_k, D, dtype=dtype, device=device)
+    v = torch.empty(B, H, blocks_k, D, block_k, dtype=FP8, device=device)
+    scales = Scales(new(B, H, blocks_q), new(B, H, blocks_k), new(B, H, D))
+    pooled, shift = new(B, H, blocks_q, D), new(B, H, L)
+    arguments = (
+        describe(q_BLHD, block_q), describe(k_BSHD, block_k), describe(v_BSHD, block_k),
+        keys.key_sum_BHD, keys.mean_BHD, keys.largest_BHD, q, k, v, scales.q_BHN, scales.k_BHN, scales.v_BHD,
+        pooled, shift, L, S, H, B * H, blocks_q, blocks_k,
     )  # fmt: skip
-    return Packed(q, k, v, Scales(q_scale, k_scale, v_scale), shift), pooled
-
-
-def _rows(
-    x_BLHD: Tensor,
-    block: int,
-    dtype: torch.dtype | None = None,
-    *,
-    mean_BHD: Tensor | None = None,
-    key_sum_BHD: Tensor | None = None,
-    pooled: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Values, scales and means of x's blocks, and shifts of its rows; what is not asked for is empty."""
-    B, L, H, D = x_BLHD.shape
-    blocks = -(-L // block)
-    rounded = 0 if dtype is None else B
-    values = torch.empty(rounded, H, blocks, block, D, dtype=dtype or torch.int8, device=x_BLHD.device)
-    scale = torch.empty(rounded, H, blocks, dtype=torch.float32, device=x_BLHD.device)
-    means = torch.empty(B if pooled else 0, H, blocks, D, dtype=torch.float32, device=x_BLHD.device)
-    shift = torch.empty(0 if key_sum_BHD is None else B, H, L, dtype=torch.float32, device=x_BLHD.device)
-    _row_kernel[(blocks, B * H)](
-        describe(x_BLHD, block), mean_BHD, key_sum_BHD, values, scale, means, shift, L, H,
-        BLOCK=block, D=D, CENTRE=mean_BHD is not None, POOL=pooled, SHIFT=key_sum_BHD is not None,
-        ROUND=dtype is not None, num_warps=block // 16, maxnreg=128,
-    )  # fmt: skip
-    return values, scale, means, shift
+    hopper = gemm_triton.capability(device)[0] >= 9  # other families hold in registers what it has in shared memory
+    for which in ("vkq",) if launch.together else "vkq":
+        each = 2 if "q" in which else 4  # programs a multiprocessor
+        warps = launch.query_warps if "q" in which else launch.warps
+        _pack_kernel[(each * gemm_triton.multiprocessors(device),)](
+            *arguments, BLOCK_Q=block_q, BLOCK_K=block_k, D=D, STAGES=launch.num_stages,
+            VALUES="v" in which, KEYS="k" in which, QUERIES="q" in which,
+            num_warps=warps, maxnreg=65536 // (32 * warps * each) if hopper else None,
+        )  # fmt: skip
+    return Packed(q, k, v, scales, shift), pooled

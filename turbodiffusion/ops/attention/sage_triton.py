@@ -14,7 +14,7 @@ from turbodiffusion.ops.attention.sparse_triton import (
     Launch,
     LinearTerm,
     check_sizes,
-    eight_bit_launch,
+    fastest_launch,
     launch_forward,
 )
 
@@ -31,16 +31,11 @@ def attend_packed(
 ) -> Tensor:
     """Attention in 8 bits over the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
     block_q, block_k, D = packed.q.shape[3], packed.k.shape[3], shape[3]
-    launch = launch or eight_bit_launch(packed.q.device)
-    q, v = packed.q.flatten(0, 3), packed.v.flatten(0, 1)
-    k = packed.k.flatten(2, 3).transpose(1, 2)
+    launch = launch or fastest_launch(packed.q, block_k)
     out = torch.empty(shape, dtype=dtype, device=packed.q.device)
-    launch_forward(
-        TensorDescriptor(q, list(q.shape), list(q.stride()), [min(launch.rows, block_q), D]),
-        TensorDescriptor(k, list(k.shape), list(k.stride()), [1, block_k, 1, D]),
-        TensorDescriptor(v, list(v.shape), list(v.stride()), [1, 1, D // (1 + launch.split), block_k]),
-        map_BHNK, out, None, keys, block_q, block_k, packed.scales, linear, launch,
-    )  # fmt: skip
+    blocks = ((packed.q, min(launch.rows, block_q)), (packed.k, block_k), (packed.v, D))
+    q, k, v = (TensorDescriptor.from_tensor(x.flatten(0, 3), [rows, x.shape[-1]]) for x, rows in blocks)
+    launch_forward(q, k, v, map_BHNK, out, None, keys, block_q, block_k, packed.scales, linear, launch)
     return out
 
 

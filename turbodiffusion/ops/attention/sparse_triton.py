@@ -3,8 +3,8 @@
 One program computes rows of one query block of one head: online softmax in powers of two (FlashAttention-2, arXiv
 2307.08691, algorithm 1) over the blocks that the map names. q, k and v are read where they lie, with their strides.
 The last block of the map is the only one that can reach past the end, because the map ascends: it goes first, masked,
-and the loop over all others needs no mask. The loop can multiply ahead for the next block while the tensor cores would
-wait for a softmax (`Launch.ahead`; FlashAttention-3, arXiv 2407.08608, section 3.2).
+and the loops over all others need no mask. A step can take two blocks (`Launch.pair`): their softmax has twice the
+independent work, and one rescaling of the sums serves both.
 
 The same kernel does three things more. With 8-bit inputs (`sage_triton.py` makes them) it computes SageAttention's
 arithmetic. Without a map it is dense. Given the state of the linear part (`linear_triton.py`) it adds the projected
@@ -13,7 +13,7 @@ on Hopper and later and plain loads before. What is float32 is multiplied in flo
 lengths: sizes are not specialized.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -23,7 +23,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turbodiffusion.ops.kernels import BLOCKS, HEAD_DIMS
 from turbodiffusion.ops.linear import gemm_triton
-from turbodiffusion.ops.rounding_triton import ROUNDER
+from turbodiffusion.ops.rounding_triton import INTERPRETED, ROUNDER
 
 LOG2E = 1.4426950408889634
 _LOG2E = tl.constexpr(LOG2E)
@@ -49,19 +49,14 @@ class Launch:
     num_warps: int | None = None  # a warp for 16 rows if None; never more
     num_stages: int = 3  # depth of the software pipeline
     maxnreg: int | None = None  # registers a thread; None leaves it to the compiler
-    # Hopper cuts fp8 products towards zero to 14 bits of their sum: take that into float32 after each step, or never.
-    # Never is unsafe. A model of the cut, which predicts the errors measured in gemm_triton.py, makes outputs over 3264
-    # keys 2% too small where a channel of v has a mean of half its standard deviation, 6% where of twice; where it has
-    # none they are 0.2% off.
-    exact_sums: bool = True
-    ahead: bool = False  # multiply q with a key block before the softmax of the one before it
     pair: bool = False  # two key blocks a step
-    split: bool = False  # multiply v's halves of columns one after the other: fewer registers wait for a sum
 
 
 # By benchmarks/attention.py --tune on an H200, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
-# 1.04 ms (three programs fit a multiprocessor), where the defaults above take 1.45.
-HOPPER_EIGHT_BITS = Launch(rows=64, num_stages=2, maxnreg=168)
+# 1.01 ms (three programs fit a multiprocessor), where a block a step takes 1.04 and the defaults above 1.45.
+HOPPER_EIGHT_BITS = Launch(rows=64, num_stages=2, maxnreg=168, pair=True)
+# In that run 1.57 ms for bfloat16, where the defaults take 1.78.
+HOPPER_SIXTEEN_BITS = Launch(num_stages=2, pair=True)
 
 
 @dataclass(frozen=True)
@@ -85,13 +80,15 @@ class Scales:
 
 @triton.jit
 def _scores(
-    q, k_desc, k_scale_ptr, block, b, h, S, scale,
+    q, k_desc, k_scale_ptr, block, b, h, first, S, scale,
     BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """q k^T of one key block, float32, with _MAGIC added if asked, and what to multiply it with."""
-    k = k_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
     if EIGHT_BITS:
-        scale *= tl.load(k_scale_ptr + block)
+        k = k_desc.load([(first + block) * BLOCK_K, 0])
+        scale *= tl.load(k_scale_ptr + (first + block))
+    else:
+        k = k_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
     if MAGIC:
         scores = (tl.dot(q, k.T) + _MAGIC_BITS).to(tl.float32, bitcast=True)
     elif q.dtype == tl.int8:
@@ -104,62 +101,18 @@ def _scores(
 
 
 @triton.jit
-def _softmax_step(
-    acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
-    BLOCK_K: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, EXACT_SUMS: tl.constexpr,
-    SPLIT: tl.constexpr,
-):  # fmt: skip
-    """One key block of the online softmax; `largest` is the maximum so far of the scores in powers of two.
-
-    `acc` has all columns of the output, or with SPLIT the first half and `more` the second.
-    """
-    offset = _MAGIC * scale if MAGIC else 0.0
-    now = tl.maximum(largest, tl.max(scores, 1) * scale - offset)
-    rescale = tl.exp2(largest - now)
-    if EIGHT_BITS:
-        offset -= _LOG2_FP8_MAX
-    p = tl.exp2(scores * scale - (now + offset)[:, None])
-    total = total * rescale + tl.sum(p, 1)
-    p = _low(p, v_desc, BLOCK_K, EIGHT_BITS)
-    acc = _add_values(acc, rescale, p, v_desc, block, b, h, H, 0, BLOCK_K, EIGHT_BITS, EXACT_SUMS)
-    if SPLIT:
-        more = _add_values(more, rescale, p, v_desc, block, b, h, H, more.shape[1], BLOCK_K, EIGHT_BITS, EXACT_SUMS)
-    return acc, more, total, now
+def _top(scores, scale, MAGIC: tl.constexpr):
+    """The largest score of each row in powers of two."""
+    return tl.max(scores, 1) * scale - (_MAGIC * scale if MAGIC else 0.0)
 
 
 @triton.jit
-def _pair_step(
-    acc, total, largest, q, k_desc, v_desc, k_scale_ptr, one, two, b, h, S, H, scale,
-    BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, EXACT_SUMS: tl.constexpr,
-):  # fmt: skip
-    """Two key blocks of the online softmax at once: one rescaling and one sum of products for both."""
-    scores, scale_one = _scores(
-        q, k_desc, k_scale_ptr, one, b, h, S, scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
-    )  # fmt: skip
-    others, scale_two = _scores(
-        q, k_desc, k_scale_ptr, two, b, h, S, scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
-    )  # fmt: skip
-    offset_one = _MAGIC * scale_one if MAGIC else 0.0
-    offset_two = _MAGIC * scale_two if MAGIC else 0.0
-    top = tl.maximum(tl.max(scores, 1) * scale_one - offset_one, tl.max(others, 1) * scale_two - offset_two)
-    now = tl.maximum(largest, top)
-    rescale = tl.exp2(largest - now)
+def _probabilities(scores, scale, largest, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr):
+    """2^(scores - largest), in 8 bits times 448."""
+    offset = _MAGIC * scale if MAGIC else 0.0
     if EIGHT_BITS:
-        offset_one -= _LOG2_FP8_MAX
-        offset_two -= _LOG2_FP8_MAX
-    p = tl.exp2(scores * scale_one - (now + offset_one)[:, None])
-    others = tl.exp2(others * scale_two - (now + offset_two)[:, None])
-    total = total * rescale + tl.sum(p + others, 1)
-    p = _low(p, v_desc, BLOCK_K, EIGHT_BITS)
-    others = _low(others, v_desc, BLOCK_K, EIGHT_BITS)
-    if EIGHT_BITS and EXACT_SUMS:
-        both = _add_values(tl.zeros_like(acc), None, p, v_desc, one, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
-        both = _add_values(both, None, others, v_desc, two, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
-        acc = acc * rescale[:, None] + both
-    else:
-        acc = _add_values(acc, rescale, p, v_desc, one, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
-        acc = _add_values(acc, None, others, v_desc, two, b, h, H, 0, BLOCK_K, EIGHT_BITS, False)
-    return acc, total, now
+        offset -= _LOG2_FP8_MAX
+    return tl.exp2(scores * scale - (largest + offset)[:, None])
 
 
 @triton.jit
@@ -177,24 +130,68 @@ def _low(p, v_desc, BLOCK_K: tl.constexpr, EIGHT_BITS: tl.constexpr):
 
 
 @triton.jit
-def _add_values(
-    acc, rescale, p, v_desc, block, b, h, H, column,
-    BLOCK_K: tl.constexpr, EIGHT_BITS: tl.constexpr, EXACT_SUMS: tl.constexpr,
-):  # fmt: skip
-    """acc * rescale + p v, for as many columns of v from `column` as `acc` has."""
-    COLUMNS: tl.constexpr = acc.shape[1]
-    if rescale is not None:
-        acc *= rescale[:, None]
+def _values(v_desc, block, b, h, first, BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr):
+    """[BLOCK_K, D] of v."""
     if EIGHT_BITS:
-        v = v_desc.load([b * H + h, block, column, 0]).reshape(COLUMNS, BLOCK_K)
-        if EXACT_SUMS:
-            acc += tl.dot(p, v.T, max_num_imprecise_acc=BLOCK_K)
-        else:
-            acc = tl.dot(p, v.T, acc)
+        return v_desc.load([(first + block) * D, 0]).T
     else:
-        v = v_desc.load([b, block * BLOCK_K, h, column]).reshape(BLOCK_K, COLUMNS)
-        acc = tl.dot(p, v, acc, input_precision="ieee")
-    return acc
+        return v_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
+
+
+@triton.jit
+def _step(
+    acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, other, b, h, first, S, softmax_scale,
+    BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, MASK: tl.constexpr, PAIR: tl.constexpr,
+):  # fmt: skip
+    """Key block `block`, with PAIR also `other`, of the online softmax; `largest`: of the scores so far, see `_top`.
+
+    Hopper cuts fp8 products towards zero to 14 bits of their sum, so that a sum never leaves the tensor cores for more
+    than one step. A model of the cut, which predicts the errors measured in gemm_triton.py, makes sums over 3264 keys
+    2% too small where a channel of v has a mean of half its standard deviation, and 6% where of twice.
+    """
+    MAGIC: tl.constexpr = q.dtype == tl.int8
+    scores, scale = _scores(
+        q, k_desc, k_scale_ptr, block, b, h, first, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, MASK
+    )  # fmt: skip
+    now = tl.maximum(largest, _top(scores, scale, MAGIC))
+    if PAIR:
+        others, other_scale = _scores(
+            q, k_desc, k_scale_ptr, other, b, h, first, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
+        )  # fmt: skip
+        now = tl.maximum(now, _top(others, other_scale, MAGIC))
+    rescale = tl.exp2(largest - now)
+    acc *= rescale[:, None]
+    p = _probabilities(scores, scale, now, EIGHT_BITS, MAGIC)
+    if PAIR:
+        other_p = _probabilities(others, other_scale, now, EIGHT_BITS, MAGIC)
+        total = total * rescale + tl.sum(p + other_p, 1)
+        p = _low(p, v_desc, BLOCK_K, EIGHT_BITS)
+        other_p = _low(other_p, v_desc, BLOCK_K, EIGHT_BITS)
+        v = _values(v_desc, block, b, h, first, BLOCK_K, D, EIGHT_BITS)
+        other_v = _values(v_desc, other, b, h, first, BLOCK_K, D, EIGHT_BITS)
+        if EIGHT_BITS:
+            acc += tl.dot(other_p, other_v, tl.dot(p, v))
+        else:
+            acc = tl.dot(p, v, acc, input_precision="ieee")
+            acc = tl.dot(other_p, other_v, acc, input_precision="ieee")
+    else:
+        total = total * rescale + tl.sum(p, 1)
+        p = _low(p, v_desc, BLOCK_K, EIGHT_BITS)
+        v = _values(v_desc, block, b, h, first, BLOCK_K, D, EIGHT_BITS)
+        if EIGHT_BITS:
+            acc += tl.dot(p, v, max_num_imprecise_acc=BLOCK_K)
+        else:
+            acc = tl.dot(p, v, acc, input_precision="ieee")
+    return acc, total, now
+
+
+@triton.jit
+def _log2(x):
+    """Of normal numbers, on a GPU by its own instruction: off by 2^-22 at most where an exact one takes 20."""
+    if INTERPRETED:
+        return tl.log2(x)
+    else:
+        return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
 
 
 @triton.jit
@@ -202,7 +199,7 @@ def row_shift(q, key_sum):
     """What makes 2^(q log2(e) + shift) phi(q) / (1e-5 + phi(q) . key_sum), for rows of float32 q; phi the softmax."""
     top = tl.max(q, 1) * _LOG2E
     e = tl.exp2(q * _LOG2E - top[:, None])
-    return -top - tl.log2(tl.sum(e * (key_sum + 1e-5)[None, :], 1))
+    return -top - _log2(tl.sum(e * (key_sum + 1e-5)[None, :], 1))
 
 
 @triton.jit
@@ -224,58 +221,34 @@ def add_linear(acc, q_ptrs, mask, shift, state_ptr, D: tl.constexpr):
 
 @triton.jit
 def _through_blocks(
-    q, k_desc, v_desc, k_scale_ptr, map_ptr, b, h, S, H, kept, softmax_scale,
+    q, k_desc, v_desc, k_scale_ptr, map_ptr, b, h, first, S, kept, softmax_scale,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, GATHER: tl.constexpr,
-    EXACT_SUMS: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr, PAIR: tl.constexpr,
+    PAIR: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over all kept blocks: sums not yet divided by their total, and the largest score."""
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, D // 2 if SPLIT else D], tl.float32)
-    more = tl.zeros([ROWS, D // 2 if SPLIT else 1], tl.float32)
-    # The addition turns into the sum's first value, a copy; where scores are copied anyway, a conversion does it.
-    MAGIC: tl.constexpr = q.dtype == tl.int8 and not AHEAD
+    acc = tl.zeros([ROWS, D], tl.float32)
     block = tl.load(map_ptr + kept - 1) if GATHER else kept - 1
-    scores, scale = _scores(
-        q, k_desc, k_scale_ptr, block, b, h, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, True
+    acc, total, largest = _step(
+        acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, None, b, h, first, S, softmax_scale,
+        BLOCK_K, D, EIGHT_BITS, True, False,
     )  # fmt: skip
-    if not AHEAD:
-        acc, more, total, largest = _softmax_step(
-            acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
-            BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
-        )  # fmt: skip
     pairs = (kept - 1) // 2 if PAIR else 0
     for j in range(pairs):
-        one = tl.load(map_ptr + 2 * j) if GATHER else 2 * j
-        two = tl.load(map_ptr + 2 * j + 1) if GATHER else 2 * j + 1
-        acc, total, largest = _pair_step(
-            acc, total, largest, q, k_desc, v_desc, k_scale_ptr, one, two, b, h, S, H, softmax_scale,
-            BLOCK_K, D, EIGHT_BITS, MAGIC, EXACT_SUMS,
+        block = tl.load(map_ptr + 2 * j) if GATHER else 2 * j
+        other = tl.load(map_ptr + 2 * j + 1) if GATHER else 2 * j + 1
+        acc, total, largest = _step(
+            acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, other, b, h, first, S, softmax_scale,
+            BLOCK_K, D, EIGHT_BITS, False, True,
         )  # fmt: skip
     for j in range(2 * pairs, kept - 1):
         block = tl.load(map_ptr + j) if GATHER else j
-        following, following_scale = _scores(
-            q, k_desc, k_scale_ptr, block, b, h, S, softmax_scale, BLOCK_K, D, EIGHT_BITS, MAGIC, False
+        acc, total, largest = _step(
+            acc, total, largest, q, k_desc, v_desc, k_scale_ptr, block, None, b, h, first, S, softmax_scale,
+            BLOCK_K, D, EIGHT_BITS, False, False,
         )  # fmt: skip
-        if AHEAD:
-            # The tensor cores multiply for this block while the softmax of the one before it goes on.
-            before = tl.where(j > 0, j - 1, kept - 1)
-            block = tl.load(map_ptr + before) if GATHER else before
-        else:
-            scores, scale = following, following_scale
-        acc, more, total, largest = _softmax_step(
-            acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
-            BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
-        )  # fmt: skip
-        scores, scale = following, following_scale
-    if AHEAD:
-        block = tl.where(kept > 1, kept - 2, 0)
-        block = tl.load(map_ptr + block) if GATHER else block
-        acc, more, total, largest = _softmax_step(
-            acc, more, total, largest, scores, scale, v_desc, block, b, h, H,
-            BLOCK_K, EIGHT_BITS, MAGIC, EXACT_SUMS, SPLIT,
-        )  # fmt: skip
-    return acc, more, total, largest
+    return acc, total, largest
 
 
 @triton.jit(do_not_specialize=["L", "S", "H", "kept"])
@@ -284,8 +257,7 @@ def _forward_kernel(
     raw_q_ptr, state_ptr, shift_ptr, bias_ptr, raw_b, raw_l, raw_h,
     L, S, H, kept, softmax_scale,
     ROWS: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr,
-    GATHER: tl.constexpr, LINEAR: tl.constexpr, LSE: tl.constexpr, EXACT_SUMS: tl.constexpr, SPLIT: tl.constexpr,
-    AHEAD: tl.constexpr, PAIR: tl.constexpr,
+    GATHER: tl.constexpr, LINEAR: tl.constexpr, LSE: tl.constexpr, PAIR: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(L / ROWS), B * H); the output is contiguous [B, L, H, D] and softmax_scale has log2(e) in it."""
     start = tl.program_id(0) * ROWS
@@ -300,18 +272,16 @@ def _forward_kernel(
     if EIGHT_BITS:
         q = q_desc.load([bh * blocks_q * BLOCK_Q + start, 0])
         softmax_scale *= tl.load(q_scale_ptr + bh * blocks_q + n)
-        k_scale_ptr += bh * tl.cdiv(S, BLOCK_K)
     else:
         q = q_desc.load([b, start, h, 0]).reshape(ROWS, D)
+    first = bh * tl.cdiv(S, BLOCK_K)  # the place of this head's first block among all in 8 bits
     if GATHER:
         map_ptr += (bh * blocks_q + n).to(tl.int64) * kept
 
-    acc, more, total, largest = _through_blocks(
-        q, k_desc, v_desc, k_scale_ptr, map_ptr, b, h, S, H, kept, softmax_scale,
-        ROWS, BLOCK_K, D, EIGHT_BITS, GATHER, EXACT_SUMS, SPLIT, AHEAD, PAIR,
+    acc, total, largest = _through_blocks(
+        q, k_desc, v_desc, k_scale_ptr, map_ptr, b, h, first, S, kept, softmax_scale,
+        ROWS, BLOCK_K, D, EIGHT_BITS, GATHER, PAIR,
     )  # fmt: skip
-    if SPLIT:
-        acc = tl.join(acc, more).permute(0, 2, 1).reshape(ROWS, D)
 
     if LSE:
         tl.store(lse_ptr + bh.to(tl.int64) * L + rows, (largest + tl.log2(total)) * _LN2, mask=row_mask)
@@ -342,9 +312,9 @@ def sparse_forward(
 ) -> tuple[Tensor, Tensor]:
     """`sla.sparse_attention_forward`, plus the projected linear term if given: the output and the log-sum-exp."""
     check_sizes("sparse_attention", q_BLHD.shape[-1], block_q, block_k)
-    launch = launch or Launch()
+    launch = launch or fastest_launch(q_BLHD, block_k)
     k = describe(k_BLHD, block_k)
-    v = describe(v_BLHD, block_k, parts=1 + launch.split)
+    v = describe(v_BLHD, block_k)
     q = describe(q_BLHD, min(launch.rows, block_q))
     out = torch.empty(q_BLHD.shape, dtype=q_BLHD.dtype, device=q_BLHD.device)
     B, L, H, _ = q_BLHD.shape
@@ -369,9 +339,8 @@ def launch_forward(
 ) -> None:
     """Write `out_BLHD` and `lse_BHL`. Without a map all blocks are kept; with `scales` q, k and v are in 8 bits.
 
-    In 8 bits q is [B * H * blocks * block_q, D], k a view [B, blocks * block_k, H, D] and v
-    [B * H, blocks, D, block_k] with its keys in `sage_triton.KEY_ORDER`: wgmma takes fp8 with the summed dimension
-    innermost alone.
+    In 8 bits q is [B * H * blocks * block_q, D], k [B * H * blocks * block_k, D] and v [B * H * blocks * D, block_k]
+    with its keys in `quantize_triton.KEY_ORDER`: wgmma takes fp8 with the summed dimension innermost alone.
     """
     B, L, H, D = out_BLHD.shape
     rows = min(launch.rows, block_q)
@@ -379,8 +348,6 @@ def launch_forward(
     if warps > rows // 16:
         # Compiled for Hopper, 8 warps on 64 rows read and write where they must not.
         raise ValueError(f"sparse_attention: {rows} rows take at most {rows // 16} warps, got {warps}")
-    if launch.pair and (launch.ahead or launch.split):
-        raise ValueError("sparse_attention: pair goes neither with ahead nor with split")
     kept = -(-keys // block_k) if map_BHNK is None else map_BHNK.shape[-1]
     raw = linear.q_BLHD if linear is not None else out_BLHD
     assert raw.stride(-1) == 1, "the linear term reads q by its rows"
@@ -390,24 +357,26 @@ def launch_forward(
         *((raw, linear.state_BHDE, linear.shift_BHL, linear.bias_D) if linear else (None, None, None, None)),
         *raw.stride()[:3], L, keys, H, kept, D**-0.5 * LOG2E,
         ROWS=rows, BLOCK_Q=block_q, BLOCK_K=block_k, D=D, EIGHT_BITS=scales is not None,
-        GATHER=map_BHNK is not None, LINEAR=linear is not None, LSE=lse_BHL is not None,
-        EXACT_SUMS=launch.exact_sums, SPLIT=launch.split, AHEAD=launch.ahead, PAIR=launch.pair,
+        GATHER=map_BHNK is not None, LINEAR=linear is not None, LSE=lse_BHL is not None, PAIR=launch.pair,
         num_warps=warps, num_stages=launch.num_stages, maxnreg=launch.maxnreg,
     )  # fmt: skip
 
 
-def eight_bit_launch(device: torch.device) -> Launch:
-    """What is fastest for 8-bit inputs. Other families hold more in registers: the bound for Hopper would spill."""
-    return HOPPER_EIGHT_BITS if gemm_triton.capability(device)[0] == 9 else Launch()
+def fastest_launch(q: Tensor, block_k: int) -> Launch:
+    """For q's device and dtype. What was tuned for Hopper needs more registers or shared memory than others have."""
+    if gemm_triton.capability(q.device)[0] != 9 or q.element_size() > 2:
+        return Launch()
+    launch = HOPPER_EIGHT_BITS if q.element_size() == 1 else HOPPER_SIXTEEN_BITS
+    return replace(launch, pair=block_k == 64)  # two blocks of 128 do not fit
 
 
-def describe(x_BLHD: Tensor, rows: int, parts: int = 1) -> TensorDescriptor:
-    """A descriptor that loads [1, rows, 1, D / parts]; rows past the end are zeros.
+def describe(x_BLHD: Tensor, rows: int) -> TensorDescriptor:
+    """A descriptor that loads [1, rows, 1, D]; rows past the end are zeros.
 
     Copies x only if it cannot be described.
     """
     x = described(x_BLHD)
-    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1] // parts])
+    return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, rows, 1, x.shape[-1]])
 
 
 def described(x: Tensor) -> Tensor:
