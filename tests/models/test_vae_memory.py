@@ -51,16 +51,19 @@ class Living(TorchDispatchMode):
 def living(monkeypatch):
     """A kernel's reference makes tensors on the way that the kernel does not: what comes out of it counts."""
     living = Living()
-    for name in ("advance_stream", "convolve_to_few"):
 
-        def whole(*args, original=getattr(vae_fast, name), **options):
+    def whole(op):
+        def run(*args, **options):
             living.looking = False
-            out = original(*args, **options)
+            out = op(*args, **options)
             living.looking = True
             living.look()
             return out
 
-        monkeypatch.setattr(vae_fast, name, whole)
+        return run
+
+    for op in (vae_fast.advance_stream, vae_fast.convolve_to_few):
+        monkeypatch.setattr(vae_fast, op.__name__, whole(op))
     return living
 
 

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +155,7 @@ class TextEncoder(nn.Module):
         self._forget()
         self.shared.to("cpu")
         self.encoder.final_layer_norm.to(device)
-        self._streamed = LayerStream(list(self.encoder.block), torch.device(device))
+        self._streamed = LayerStream([*cast("Iterable[nn.Module]", self.encoder.block)], torch.device(device))
 
     def _length(self, mask_BS: Tensor) -> int:
         """The first of LENGTHS behind the last token; what is masked out takes part in nothing, so it need not be."""
@@ -168,12 +168,14 @@ class TextEncoder(nn.Module):
 
     def _encode(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """transformers' UMT5Stack without what it asks of each call anew; the same up to the rounding of scores."""
-        blocks = self.encoder.block
+        blocks: Any = self.encoder.block
         table = self._buckets(blocks[0].layer[0].SelfAttention, ids_BS.shape[1], ids_BS.device)
         # One more bucket stands for what is masked out.
         buckets_BSS = table.masked_fill(mask_BS[:, None] == 0, self._num_buckets)
         x_BSE = self.shared(ids_BS.to(self.shared.weight.device)).to(ids_BS.device)
-        for block in blocks if self._streamed is None else self._streamed.run():
+        if self._streamed is not None:
+            blocks = self._streamed.run()
+        for block in blocks:
             attend, feed = block.layer
             x_BSE = x_BSE + _attention(attend.SelfAttention, attend.layer_norm(x_BSE), buckets_BSS)
             x_BSE = x_BSE + feed.DenseReluDense(feed.layer_norm(x_BSE))
