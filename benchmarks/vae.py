@@ -360,7 +360,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     size_480, size_720, length = ((2, 3), (3, 4), 6) if smoke else ((60, 104), (90, 160), 21)
     repeats = 1 if smoke else 3
     plain = WanVAE(config, device=DEVICE, dtype=LOW).eval().requires_grad_(False)
-    fast = shared(plain, impl="triton", latents_per_chunk=4 if smoke else None)
+    fast = shared(plain, impl="triton", latents_per_chunk=4)
     rows: list[Row] = []
 
     def add(name: str, value: float, unit: str, method: str) -> None:

@@ -219,6 +219,15 @@ def test_a_drawn_seed_is_named_and_recorded(capsys, here, tiny_model):
     assert seed > 0 and json.loads(run(capsys, "info", out.strip(), "--json")[1])["seed"] == seed
 
 
+def test_an_offloaded_text_encoder_makes_the_same_file(capsys, here, tiny_model):
+    made = []
+    for options in ([], ["--offload-text", "on", "--max-memory", "1"]):
+        code, out, _ = run(capsys, "generate", "a red fox", "--model", str(tiny_model), "--seed", "3", *options)
+        assert code == 0
+        made.append(Path(out.strip()).read_bytes())
+    assert made[0] == made[1]
+
+
 def test_several_prompts_load_the_model_once(capsys, here, tiny_model, monkeypatch):
     from turbodiffusion.pipeline import Pipeline
 
@@ -259,6 +268,8 @@ def test_recipes(capsys, here, tiny_model, tiny_distilled):
         (["--model", "no/such/folder"], "no/such/folder"),
         (["--image", "x.png"], "text alone"),
         (["--output", "file"], "is a file"),
+        (["--offload-text", "maybe"], "there are auto, on, off"),
+        (["--max-memory", "0.001"], "(--max-memory 0.001) has 0.0 GiB of memory free"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(capsys, here, tiny_model, arguments, words):

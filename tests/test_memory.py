@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from turbodiffusion.errors import MachineError
-from turbodiffusion.memory import GIB, Job, Machine, _system_memory, check, flops, machine, needs
-from turbodiffusion.models.text import TextConfig
+from turbodiffusion.memory import GIB, Job, Machine, Plan, _system_memory, describe, flops, machine, needs, plan, wait
+from turbodiffusion.models.text import TextConfig, TextEncoder
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig
+from turbodiffusion.ops.kernels import TRITON
+from turbodiffusion.presets import MODELS
 
 WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 JOB = Job(
@@ -26,6 +28,12 @@ JOB = Job(
     dtype=torch.bfloat16,
     device="cuda",
 )
+# Wan2.1 1.3B in 8 bits at 480p, as `--quant-linear on` makes it on a GPU with kernels
+QUICK = replace(
+    JOB,
+    model="wan2.1-t2v-1.3b",
+    transformer=replace(MODELS["wan2.1-t2v-1.3b"].transformer, quant_linear="int8_row", kernels=TRITON),
+)
 SMALL = replace(
     JOB,
     model="demo",
@@ -41,11 +49,13 @@ SMALL = replace(
 
 
 def gpu(gib):
-    return Machine("cuda", f"NVIDIA card of {gib} GiB", gib * GIB, int(0.98 * gib * GIB), 8)
+    return Machine("cuda", f"NVIDIA card of {gib} GiB", gib * GIB, int(0.98 * gib * GIB), 8, 64 * GIB)
 
 
 def cpu(gib, cores=16):
-    return Machine("cpu", f"this machine's CPU ({cores} cores)", gib * GIB, int(0.9 * gib * GIB), cores)
+    return Machine(
+        "cpu", f"this machine's CPU ({cores} cores)", gib * GIB, int(0.9 * gib * GIB), cores, int(0.9 * gib * GIB)
+    )
 
 
 def test_weights_of_the_14b_model():
@@ -89,50 +99,125 @@ def test_work_of_one_forward_and_of_decoding():
     assert flops(sparse) < 0.62 * four
 
 
+@pytest.mark.parametrize(
+    ("gib", "expected", "peak"),
+    [
+        (8, Plan(True, 1), 6.7),
+        (12, Plan(True, 2), 8.4),
+        (16, Plan(True, 4), 11.9),
+        (24, Plan(False, 2), 19.0),
+        (48, Plan(False, 4), 22.5),
+    ],
+)
+def test_1_3b_at_480p_fits_a_card_of_8_gib(gib, expected, peak):
+    """Chunks grow with the card; the text encoder stays on it from 24 GiB on."""
+    here = gpu(gib)
+    assert plan(QUICK, here) == expected
+    need = needs(QUICK, expected)
+    assert need.total / GIB == pytest.approx(peak, abs=0.05)
+    assert (need.host > 10 * GIB) == expected.offload_text == (need.text == 0)
+    words = describe(QUICK, expected, here)
+    assert words.startswith(f"at most {need.total / GIB:.1f} GiB of {here.name}'s {gib}.0 GiB")
+    assert ("rests in CPU memory" in words) == expected.offload_text
+
+
+def test_the_text_encoder_is_where_the_user_wants_it():
+    assert plan(QUICK, gpu(140), offload_text="on") == Plan(True, 4)
+    assert plan(QUICK, gpu(24), offload_text="off") == Plan(False, 2)
+    with pytest.raises(MachineError, match=r"What works: --offload-text auto \(6\.7 GiB\), or a GPU with 24 GiB"):
+        plan(QUICK, gpu(12), offload_text="off")
+
+
+def test_two_layers_are_on_the_gpu_while_a_prompt_is_encoded():
+    """They count where they are more than the video's own working memory."""
+    text = replace(SMALL.text, d_ff=1 << 20)
+    job = replace(SMALL, text=text, device="cuda")
+    encoder = TextEncoder(text, device="meta")
+    layer = sum(p.nbytes for p in encoder.encoder.block[0].parameters())
+    need = needs(job, Plan(True))
+    assert need.host == sum(p.nbytes for p in encoder.parameters()) and need.text == 0
+    assert need.activations == 2 * layer + 1_200_000_000
+
+
+def test_on_a_cpu_nothing_is_offloaded_unless_asked():
+    assert plan(SMALL, cpu(4)) == Plan()
+    assert plan(SMALL, cpu(4), offload_text="on") == Plan(True)
+    assert needs(SMALL, Plan(True)).text == needs(SMALL).text and needs(SMALL, Plan(True)).host == 0
+
+
+def test_what_the_text_encoder_needs_of_cpu_memory_is_checked_too():
+    poor = replace(gpu(8), host_free=6 * GIB)
+    with pytest.raises(MachineError) as error:
+        plan(QUICK, poor)
+    words = str(error.value)
+    for part in ("text encoder needs 10.6 GiB of CPU memory", "6.0 GiB are free", "24 GiB and --offload-text off"):
+        assert part in words
+    assert plan(QUICK, replace(gpu(24), host_free=6 * GIB)) == Plan(False, 2)
+    assert plan(QUICK, poor, held=needs(QUICK, Plan(True))) == Plan(True)  # it is there already
+
+
+def test_the_plan_is_that_of_the_whole_card_while_that_fits():
+    """The chunk changes the last bits of a video: a browser that holds half a GiB must not."""
+    for free in (24, 22, 20):
+        assert plan(QUICK, replace(gpu(24), free=free * GIB)) == Plan(False, 2)
+    assert plan(QUICK, replace(gpu(24), free=18 * GIB)) == Plan(False, 1)
+    assert plan(QUICK, replace(gpu(24), free=10 * GIB)) == Plan(True, 2)
+
+
+def test_a_chunk_that_costs_nothing_is_taken():
+    """14B's transformer needs more than a VAE with two latent frames at once."""
+    job = replace(JOB, transformer=replace(WAN_14B, quant_linear="int8_row", kernels=TRITON))
+    assert needs(job, Plan(True, 2)) == needs(job, Plan(True, 1))
+    assert plan(job, replace(gpu(24), free=needs(job, Plan(True)).total)) == Plan(True, 2)
+
+
 @pytest.mark.parametrize("device", [gpu(8), gpu(24)])
 def test_14b_on_a_small_gpu_is_refused_in_words(device):
     with pytest.raises(MachineError) as error:
-        check(JOB, device)
+        plan(JOB, device)
     words = str(error.value)
     assert "\n" not in words
-    for part in ("wan2.1-t2v-14b at 832x480", "transformer 27.0 GiB", device.name, "a GPU with 48 GiB", "model demo"):
+    for part in ("wan2.1-t2v-14b at 832x480", "transformer 27.0 GiB", device.name, "a GPU with 40 GiB", "model demo"):
         assert part in words
 
 
 def test_8_bit_weights_are_offered_where_they_fit():
     with pytest.raises(MachineError, match=r"What works: 8-bit weights \(--quant-linear on: "):
-        check(JOB, gpu(40))
-
-
-def test_a_card_that_fits_is_taken_and_one_is_named_that_would():
-    assert check(JOB, gpu(80)) is None
-    assert check(JOB, gpu(48)) is None
+        plan(JOB, gpu(32))
 
 
 def test_14b_on_a_cpu_with_little_memory_is_refused():
     job = replace(JOB, dtype=torch.float32, device="cpu")
     with pytest.raises(MachineError, match=r"no GPU in use and this machine's CPU \(4 cores\) has 14\.4 GiB"):
-        check(job, cpu(16, cores=4))
+        plan(job, cpu(16, cores=4))
 
 
 def test_hours_on_a_cpu_need_the_users_word():
     job = replace(JOB, dtype=torch.float32, device="cpu")
+    assert plan(job, cpu(512)) == Plan()
     with pytest.raises(MachineError, match=r"take about 2 hours.*--device cpu"):
-        check(job, cpu(512))
-    notice = check(job, cpu(512), chosen=True)
+        wait(job, cpu(512))
+    notice = wait(job, cpu(512), chosen=True)
     assert notice is not None and "about 2 hours on 16 CPU cores" in notice
+    assert wait(JOB, gpu(80)) is None
 
 
 def test_a_small_model_on_a_cpu_needs_no_words():
-    assert check(SMALL, cpu(4, cores=2)) is None
+    assert wait(SMALL, cpu(4, cores=2)) is None
 
 
 def test_what_is_loaded_already_is_not_asked_for_again():
-    held = needs(JOB).total - needs(JOB).activations
-    full = Machine("cuda", "NVIDIA card", 48 * GIB, 8 * GIB, 8)
+    full = replace(gpu(48), free=8 * GIB)
     with pytest.raises(MachineError):
-        check(JOB, full)
-    assert check(JOB, full, held=held) is None
+        plan(JOB, full, offload_text="off")
+    assert plan(JOB, full, offload_text="off", held=needs(JOB)) == Plan()
+
+
+def test_a_limit_makes_the_machine_smaller(monkeypatch):
+    monkeypatch.setattr("turbodiffusion.memory._system_memory", lambda: (64 * GIB, 60 * GIB))
+    here = machine("cpu", 8)
+    assert here.total == here.free == 8 * GIB and here.host_free == 60 * GIB and "--max-memory 8" in here.name
+    assert machine("cpu", 100).free == 60 * GIB
 
 
 def test_this_machine_has_memory():

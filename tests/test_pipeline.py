@@ -23,7 +23,7 @@ from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, train
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
 from turbodiffusion.ops.kernels import REFERENCE, TRITON, attention_obstacle
-from turbodiffusion.pipeline import _Stages
+from turbodiffusion.pipeline import _job, _Stages
 from turbodiffusion.presets import find_model
 from turbodiffusion.request import Request
 from turbodiffusion.sampling import flow_times, noise, rcm_times, sample_flow
@@ -282,7 +282,7 @@ def test_odd_sizes_are_cut_at_the_centre(flow_folder):
 def test_progress_tells_every_step(flow_folder):
     seen = []
     pipe = load(flow_folder, on_progress=seen.append)
-    assert [(p.stage, p.step, p.total) for p in seen] == [("load", i, 4) for i in range(5)]
+    assert [(p.stage, p.step, p.total) for p in seen] == [("load", i, 3) for i in range(4)]
     seen.clear()
     result = pipe.generate(Request(PROMPT, seed=1), on_progress=seen.append)
     assert list(dict.fromkeys(p.stage for p in seen)) == ["text", "diffusion", "decode", "encode"]
@@ -371,12 +371,49 @@ def test_notices_reach_the_result(rcm_folder):
 
 
 def test_states_of_prompts_are_kept_but_not_for_ever(rcm_folder):
-    pipe = load(rcm_folder)
-    stages = _Stages(None, pipe.device)
+    prompts = load(rcm_folder)._prompts
     for prompt in ["fox 0", *(f"fox {number}" for number in range(20)), "fox 4"]:
-        states = pipe._encode_text(Request(prompt).resolve(pipe.preset), stages)[0]
-        assert states is pipe._states[prompt]
-    assert list(pipe._states) == [*(f"fox {number}" for number in range(5, 20)), "fox 4"]
+        assert prompts.encode(prompt) is prompts._states[prompt]
+    assert list(prompts._states) == [*(f"fox {number}" for number in range(5, 20)), "fox 4"]
+
+
+def test_an_offloaded_text_encoder_makes_the_same_video(rcm_folder, caplog):
+    with caplog.at_level(logging.INFO, logger="turbodiffusion"):
+        pipe = load(rcm_folder, offload_text="on")
+    assert "the text encoder rests in CPU memory" in pipe.memory_plan and pipe.memory_plan in caplog.text
+    resident = load(rcm_folder)
+    assert "every part stays there" in resident.memory_plan
+    for prompt in (PROMPT, "a blue cat flies", PROMPT):
+        assert pipe.generate(Request(prompt, seed=1)).mp4 == resident.generate(Request(prompt, seed=1)).mp4
+
+
+def test_memory_may_be_limited(rcm_folder):
+    request = Request(PROMPT, seed=1, num_steps=1)
+    load(rcm_folder, max_memory=0.5).generate(request)
+    with pytest.raises(MachineError, match=r"\(--max-memory 0.01\) has 0.0 GiB of memory free of 0.0 GiB"):
+        load(rcm_folder, max_memory=0.01)
+    with pytest.raises(MachineError, match="max_memory is in GiB and more than 0, not -1"):
+        load(rcm_folder, max_memory=-1)
+    with pytest.raises(MachineError, match="offload_text 'yes': there are auto, on, off"):
+        load(rcm_folder, offload_text="yes")
+    pipe = load(rcm_folder, max_memory=0.1)
+    with pytest.raises(MachineError, match=r"480x480 .*--max-memory 0.1"):
+        pipe.generate(replace(request, resolution="480x480"))
+
+
+def test_chunks_are_smaller_while_other_programs_hold_the_memory(rcm_folder, monkeypatch):
+    """The VAE's chunk is that of an empty card unless it does not fit; then the result says so."""
+    pipe = load(rcm_folder)
+    request = Request(PROMPT, attention_type="original", quant_linear="off").resolve(pipe.preset)
+    job = _job("tiny", pipe.preset, request, (640, 640), torch.bfloat16, torch.device("cuda"), TRITON)
+    held = memory.needs(job).weights
+    for latents in (4, 2, 1):
+        free = memory.needs(job, memory.Plan(False, latents)).total - held
+        here = memory.Machine("cuda", "card", 40 * memory.GIB, free, 8, 40 * memory.GIB)
+        monkeypatch.setattr(memory, "machine", lambda *_, here=here: here)
+        notices = [notice for notice in pipe._plan(job) if notice]
+        assert pipe._vae.latents_per_chunk == latents
+        assert notices == [] if latents == 4 else "other programs hold memory of card" in notices[0]
 
 
 def test_a_pipeline_makes_its_own_model_only(rcm_folder):
@@ -396,7 +433,7 @@ def test_kinds_are_resolved_once_and_logged(rcm_folder, caplog):
 
 def test_8_bit_linears_by_default_where_memory_is_short():
     def gpu(gib):
-        return memory.Machine("cuda", "card", gib * memory.GIB, gib * memory.GIB, 8)
+        return memory.Machine("cuda", "card", gib * memory.GIB, gib * memory.GIB, 8, gib * memory.GIB)
 
     large, demo = (find_model(name).transformer for name in ("wan2.1-t2v-14b", "demo"))
     for kernels, kind in ((REFERENCE, "int8_block"), (TRITON, "int8_row")):

@@ -6,7 +6,7 @@ inside the commands that need it, so that `--help` answers at once.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,6 +71,8 @@ Attention = Annotated[str | None, _option("--attention-type", "auto, original, s
 Topk = Annotated[float | None, _option("--sla-topk", "Part of the blocks kept (0.1).", _HOW, "X")]
 Quant = Annotated[str | None, _option("--quant-linear", "auto, off, on, int8_block, ...", _HOW, "KIND")]
 Device = Annotated[str, _option("--device", "auto, cpu, cuda or cuda:1 (auto).", _RUN, "NAME")]
+OffloadText = Annotated[str, _option("--offload-text", "Text encoder in CPU memory: auto, on, off.", _RUN, "WHEN")]
+MaxMemory = Annotated[float | None, _option("--max-memory", "GiB of the GPU to use, where it is shared.", _RUN, "N")]
 Output = Annotated[Path, _option("--output", "Folder for the video (outputs).", _RUN, "FOLDER")]
 Sheet = Annotated[bool, _option("--contact-sheet", "Also write a PNG of some frames.", _RUN, "")]
 Quiet = Annotated[bool, _option("--quiet", "Print nothing but the path.", _RUN, "")]
@@ -102,6 +104,8 @@ def generate(
     sla_topk: Topk = None,
     quant_linear: Quant = None,
     device: Device = "auto",
+    offload_text: OffloadText = "auto",
+    max_memory: MaxMemory = None,
     output: Output = Path("outputs"),
     contact_sheet: Sheet = False,
     quiet: Quiet = False,
@@ -128,7 +132,8 @@ def generate(
         raise RequestError('give one prompt, turbodiffusion generate "a red balloon rises", or a --prompts-file')
     words = _request_words(context.params)
     requests = [Request(**{**words, "prompt": text}) for text in prompts]
-    _make(requests, recipe, device, output, contact_sheet, quiet)
+    machine = {"device": device, "offload_text": offload_text, "max_memory": max_memory}
+    _make(requests, recipe, machine, output, contact_sheet, quiet)
 
 
 @app.command()
@@ -155,6 +160,8 @@ def again(
     sla_topk: Topk = None,
     quant_linear: Quant = None,
     device: Device = "auto",
+    offload_text: OffloadText = "auto",
+    max_memory: MaxMemory = None,
     output: Output = Path("outputs"),
     contact_sheet: Sheet = False,
     quiet: Quiet = False,
@@ -169,7 +176,8 @@ def again(
     if "x" in words.get("resolution", "").lower():
         words.setdefault("aspect_ratio", None)  # the stored one goes with the stored name, not with a size
     request = replace(_stored_request(file), **words)
-    _make([request], recipe, device, output, contact_sheet, quiet)
+    machine = {"device": device, "offload_text": offload_text, "max_memory": max_memory}
+    _make([request], recipe, machine, output, contact_sheet, quiet)
 
 
 @app.command()
@@ -293,12 +301,19 @@ def _stored_request(file: Path) -> "Request":
 
 
 def _make(
-    requests: Sequence["Request"], recipe: str | None, device: str, output: Path, sheet: bool, quiet: bool
+    requests: Sequence["Request"],
+    recipe: str | None,
+    machine: Mapping[str, Any],
+    output: Path,
+    sheet: bool,
+    quiet: bool,
 ) -> None:
     """Load the model once, make the videos one after the other, print each path on stdout."""
     stderr = Console(stderr=True, quiet=quiet, highlight=False)
     with _Display(stderr, "load") as display:
-        pipeline = _load(requests, recipe, device, output, display)
+        pipeline = _load(requests, recipe, machine, output, display)
+    if pipeline.device.type == "cuda":
+        stderr.print(f"memory {escape(pipeline.memory_plan)}", soft_wrap=True)
     for number, request in enumerate(requests, 1):
         if len(requests) > 1:
             stderr.print(f"[bold]{number}/{len(requests)}[/] {escape(request.prompt)}", soft_wrap=True)
@@ -316,7 +331,11 @@ def _make(
 
 
 def _load(
-    requests: Sequence["Request"], recipe: str | None, device: str, output: Path, on_progress: "_Display"
+    requests: Sequence["Request"],
+    recipe: str | None,
+    machine: Mapping[str, Any],
+    output: Path,
+    on_progress: "_Display",
 ) -> "Pipeline":
     """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
     from turbodiffusion import source, video
@@ -336,7 +355,7 @@ def _load(
     video.check_folder(output)
     return Pipeline.load(
         model,
-        device=device,
+        **machine,
         attention_type=first.attention_type,
         sla_topk=first.sla_topk,
         quant_linear=first.quant_linear,

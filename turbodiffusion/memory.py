@@ -1,8 +1,9 @@
-"""The bytes and the work that a video needs, the bytes that a machine has, and the refusal in words.
+"""The bytes and the work that a video needs, the bytes that a machine has, how they are shared, the refusal in words.
 
 Weights are exact: the networks are built on the meta device and their tensors summed. Activations and work are
-estimates by the formulas beside them; everything stays resident, so the need is the sum of the weights and of the
-larger of the two peaks (transformer, VAE).
+estimates by the formulas beside them. Transformer and VAE stay on the device, the text encoder where there is room
+(`plan`). The need is the sum of what stays and of the largest of the peaks, which come one after the other: text (if
+its layers are streamed), transformer, VAE.
 """
 
 import os
@@ -16,6 +17,7 @@ from torch import nn
 from turbodiffusion.errors import MachineError
 from turbodiffusion.models.text import TextConfig, TextEncoder
 from turbodiffusion.models.vae import VAEConfig, WanVAE
+from turbodiffusion.models.vae_memory import chunk_sizes, decode_bytes
 from turbodiffusion.models.wan import PATCH, WanConfig, WanTransformer
 
 # One core of a current x86 server in float32; two of them were measured at 133 GFLOP/s on large products.
@@ -24,8 +26,11 @@ PATIENCE = 3600.0  # seconds; a longer estimate on a CPU that nobody asked for i
 GPU_SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 140, 180)  # GiB of memory that cards have
 USABLE = 0.97  # of a card's memory: its driver and the desktop hold the rest
 GIB = 2**30
-# What the CUDA context, cuBLAS and cuDNN workspaces and the allocator's rounding take beside the tensors.
-CUDA_OVERHEAD = 1_200_000_000
+SPARE = 0.1  # of a device's memory: a plan that needs more than the rest is taken only where none needs less
+# What stands beside the tensors: the CUDA context, which PyTorch does not count, and in its memory the workspaces of
+# cuBLAS and cuDNN and what the allocator rounds up.
+CUDA_CONTEXT = 600_000_000
+CUDA_OVERHEAD = CUDA_CONTEXT + 600_000_000
 
 
 @dataclass(frozen=True)
@@ -53,39 +58,94 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How the parts of a job share the device."""
+
+    offload_text: bool = False  # the text encoder rests in CPU memory and passes through the device layer by layer
+    latents_per_chunk: int = 1  # that the VAE codes at once
+
+
+@dataclass(frozen=True)
 class Needs:
-    """Bytes by part, all on one device."""
+    """Bytes by part, on the device; `host`: in CPU memory beside a GPU."""
 
     transformer: int
     text: int
     vae: int
     activations: int
+    host: int = 0
+
+    @property
+    def weights(self) -> int:
+        """Bytes that stay on the device between two videos."""
+        return self.transformer + self.text + self.vae
 
     @property
     def total(self) -> int:
-        return self.transformer + self.text + self.vae + self.activations
+        return self.weights + self.activations
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device, its bytes of memory, and for a CPU its cores."""
+    """A device, its bytes of memory, and the machine's cores and free CPU memory."""
 
     device: str  # "cuda" or "cpu"
     name: str
     total: int
     free: int
     cores: int
+    host_free: int
 
 
-def needs(job: Job) -> Needs:
+def needs(job: Job, plan: Plan = Plan()) -> Needs:
     """The bytes that a job holds at its worst moment."""
-    activations = max(_transformer_activations(job), _vae_activations(job))
+    text, streamed = _text_bytes(job.text, job.dtype), 0
+    if plan.offload_text:
+        streamed = 2 * _text_layer_bytes(job.text, job.dtype)
+    away = text if plan.offload_text and job.device == "cuda" else 0
+    activations = max(streamed, _transformer_activations(job), _vae_activations(job, plan.latents_per_chunk))
     return Needs(
         job.experts * transformer_bytes(job.transformer, job.dtype),
-        _text_bytes(job.text, job.dtype),
+        text - away,
         _vae_bytes(job.vae, job.dtype),
         activations + (CUDA_OVERHEAD if job.device == "cuda" else 0),
+        away,
     )
+
+
+def plan(job: Job, here: Machine, *, offload_text: str = "auto", held: Needs | None = None) -> Plan:
+    """The quickest plan that fits: rather the text encoder at hand than a larger chunk of the VAE.
+
+    offload_text: "on", "off", or "auto" for where there is no room. held: what is loaded already. The chunk's size
+    changes the last bits of a video, so it follows from the device's whole memory, the same every time; less is taken
+    where other programs hold so much that this does not fit. Raises MachineError where nothing does.
+    """
+    known = {"auto": (False, True) if job.device == "cuda" else (False,), "on": (True,), "off": (False,)}
+    if offload_text not in known:
+        raise MachineError(f"offload_text {offload_text!r}: there are {', '.join(known)}")
+    ways = known[offload_text]
+    sizes = chunk_sizes(job.vae, job.width, job.height, job.transformer.kernels.vae)
+    plans = {Plan(offload, size): needs(job, Plan(offload, size)) for offload in ways for size in sizes}
+    now = min(here.free + (held.weights if held else 0), here.total)
+    least = min(need.total for need in plans.values())
+    room = max(min(now, int(here.total * USABLE * (1 - SPARE))), least)
+    need = plans[Plan(ways[-1])]
+    if room > now:
+        raise MachineError(f"{_described(job, need)}; {_memory(here)}. {_advice(job, here, offload_text)}")
+    for candidate, its_need in plans.items():
+        if its_need.total <= room and (held or its_need.host <= here.host_free):
+            return candidate
+    raise MachineError(
+        f"{job.model}'s text encoder needs {_gb(need.host)} of CPU memory beside {here.name}, where "
+        f"{_gb(here.host_free)} are free. What works: {_card_advice(job, Plan())} and --offload-text off"
+    )
+
+
+def describe(job: Job, plan: Plan, here: Machine) -> str:
+    """A plan in one line, for people."""
+    text = "the text encoder rests in CPU memory" if plan.offload_text else "every part stays there"
+    chunk = f"the VAE decodes {plan.latents_per_chunk} latent frame{'s' if plan.latents_per_chunk > 1 else ''} at once"
+    return f"at most {_gb(needs(job, plan).total)} of {here.name}'s {_gb(here.total)}: {text}, {chunk}"
 
 
 def flops(job: Job) -> float:
@@ -101,27 +161,27 @@ def flops(job: Job) -> float:
     return forwards * config.num_layers * (linears + attention) + decode + text
 
 
-def machine(device: torch.device | str) -> Machine:
-    """The device as it is now: free bytes count what other programs hold."""
+def machine(device: torch.device | str, limit: float | None = None) -> Machine:
+    """The device as it is now: free bytes count what other programs hold. limit: GiB of it that may be used."""
     device = torch.device(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    total, host_free = _system_memory()
+    free = host_free
+    name = f"this machine's CPU ({cores} cores)"
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, unused
-        return Machine("cuda", torch.cuda.get_device_name(device), total, free, cores)
-    total, free = _system_memory()
-    return Machine("cpu", f"this machine's CPU ({cores} cores)", total, free, cores)
+        name = torch.cuda.get_device_name(device)
+    if limit is not None:
+        if limit <= 0:
+            raise MachineError(f"max_memory is in GiB and more than 0, not {limit:g}")
+        name += f" (--max-memory {limit:g})"
+        total, free = (min(size, int(limit * GIB)) for size in (total, free))
+    return Machine(device.type, name, total, free, cores, host_free)
 
 
-def check(job: Job, here: Machine, *, held: int = 0, chosen: bool = False) -> str | None:
-    """Raise MachineError when the job cannot be done here; return a notice when it can but takes long.
-
-    held: bytes of the job that are in memory already (weights that were loaded before). chosen: the user named this
-    device, so a CPU's hours are no reason to refuse.
-    """
-    need = needs(job)
-    if need.total - held > here.free:
-        raise MachineError(f"{_described(job, need)}; {_memory(here)}. {_advice(job, here)}")
+def wait(job: Job, here: Machine, *, chosen: bool = False) -> str | None:
+    """A notice where the video takes long; MachineError where it takes hours on a CPU, unless the user chose that."""
     if here.device != "cpu":
         return None
     seconds = flops(job) / (CPU_FLOPS_PER_CORE * here.cores)
@@ -129,18 +189,18 @@ def check(job: Job, here: Machine, *, held: int = 0, chosen: bool = False) -> st
         return None
     if seconds > PATIENCE and not chosen:
         raise MachineError(
-            f"{_described(job, need)} and a GPU; this machine has none that PyTorch can use, and its {here.cores} CPU "
-            f"cores would take about {_duration(seconds)} for this video. {_advice(job, here)}, or --device cpu to "
-            "wait for it"
+            f"{_described(job, needs(job))} and a GPU; this machine has none that PyTorch can use, and its "
+            f"{here.cores} CPU cores would take about {_duration(seconds)} for this video. {_advice(job, here)}, or "
+            "--device cpu to wait for it"
         )
     return f"no GPU: about {_duration(seconds)} on {here.cores} CPU cores; the model demo takes a minute or two"
 
 
 def _described(job: Job, need: Needs) -> str:
+    text = f"text encoder {_gb(need.text)}" if need.text else "the text encoder in CPU memory"
     return (
         f"{job.model} at {job.width}x{job.height} with {job.num_frames} frames needs {_gb(need.total)} "
-        f"(transformer {_gb(need.transformer)}, text encoder {_gb(need.text)}, VAE {_gb(need.vae)}, "
-        f"working memory {_gb(need.activations)})"
+        f"(transformer {_gb(need.transformer)}, {text}, VAE {_gb(need.vae)}, working memory {_gb(need.activations)})"
     )
 
 
@@ -150,19 +210,28 @@ def _memory(here: Machine) -> str:
     return f"there is no GPU in use and {here.name} has {_gb(here.free)} of memory free of {_gb(here.total)}"
 
 
-def _advice(job: Job, here: Machine) -> str:
+def _advice(job: Job, here: Machine, offload_text: str = "auto") -> str:
     """What would work, nearest first."""
     ways = []
-    on_gpu = replace(job, dtype=torch.bfloat16, device="cuda")
-    in_8_bits = replace(on_gpu, transformer=replace(job.transformer, quant_linear="int8_block"))
-    if here.device == "cuda" and job.transformer.quant_linear == "off" and needs(in_8_bits).total <= here.free:
-        ways.append(f"8-bit weights (--quant-linear on: {_gb(needs(in_8_bits).total)})")
-    card = _card(needs(on_gpu).total)
-    small = _card(needs(in_8_bits).total)
-    ways.append(f"a GPU with {card} GiB" + (f" ({small} GiB with --quant-linear on)" if small < card else ""))
+    least = Plan(offload_text != "off")
+    in_8_bits = replace(job, transformer=replace(job.transformer, quant_linear="int8_block"))
+    if here.device == "cuda":
+        if offload_text == "off" and needs(job, Plan(True)).total <= here.free:
+            ways.append(f"--offload-text auto ({_gb(needs(job, Plan(True)).total)})")
+        elif job.transformer.quant_linear == "off" and needs(in_8_bits, least).total <= here.free:
+            ways.append(f"8-bit weights (--quant-linear on: {_gb(needs(in_8_bits, least).total)})")
+    ways.append(_card_advice(job, least))
     if job.model != "demo":
         ways.append("the model demo, which runs anywhere")
     return "What works: " + ", or ".join(ways)
+
+
+def _card_advice(job: Job, plan: Plan) -> str:
+    """The GPU that is large enough for a plan."""
+    on_gpu = replace(job, dtype=torch.bfloat16, device="cuda")
+    in_8_bits = replace(on_gpu, transformer=replace(job.transformer, quant_linear="int8_block"))
+    card, small = (_card(needs(way, plan).total) for way in (on_gpu, in_8_bits))
+    return f"a GPU with {card} GiB" + (f" ({small} GiB with --quant-linear on)" if small < card else "")
 
 
 def _card(total: int) -> int:
@@ -193,11 +262,13 @@ def _transformer_activations(job: Job) -> int:
     return job.tokens * (stream * config.dim + max(ffn, attention)) + cross + state
 
 
-def _vae_activations(job: Job) -> int:
-    """The decoder's last stage at full size: its input with twice the channels, norms in float32, causal caches."""
-    width, chunk = job.dtype.itemsize, job.vae.time_factor
-    per_pixel = job.vae.dim * (chunk * (6 * width + 12) + 20 * width)
-    return job.width * job.height * (per_pixel + 3 * job.num_frames)
+def _vae_activations(job: Job, latents: int) -> int:
+    """Decoding's worst moment; from an image also the whole clip in float32, of which its condition is made."""
+    width, pixels = job.dtype.itemsize, job.width * job.height
+    peak = decode_bytes(job.vae, job.width, job.height, latents, width, job.transformer.kernels.vae)
+    clip = 3 * 4 * job.num_frames * pixels if job.transformer.in_dim > job.transformer.out_dim else 0
+    frames = 3 * job.num_frames * pixels if job.device == "cpu" else 0  # uint8; beside a GPU they are in CPU memory
+    return peak + clip + frames
 
 
 def _size_of(module: nn.Module) -> int:
@@ -213,6 +284,11 @@ def transformer_bytes(config: WanConfig, dtype: torch.dtype) -> int:
 @lru_cache(maxsize=16)
 def _text_bytes(config: TextConfig, dtype: torch.dtype) -> int:
     return _size_of(TextEncoder(config, device="meta", dtype=dtype))
+
+
+@lru_cache(maxsize=16)
+def _text_layer_bytes(config: TextConfig, dtype: torch.dtype) -> int:
+    return _size_of(TextEncoder(replace(config, num_layers=1), device="meta", dtype=dtype).encoder.block[0])
 
 
 @lru_cache(maxsize=16)

@@ -6,7 +6,6 @@ prompt (and image), samples a latent, and decodes it while a second thread encod
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,30 +19,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turbodiffusion import __version__, memory, source, video
-from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
+from turbodiffusion.checkpoint.load import load_transformer, load_vae
 from turbodiffusion.demo.gap import describe_gap
 from turbodiffusion.demo.subjects import named
 from turbodiffusion.errors import MachineError, OutputError, RequestError
 from turbodiffusion.frames import fetch, new_frames
 from turbodiffusion.image import adaptive_size, fit, load_image
 from turbodiffusion.kinds import Kinds, choose_device, choose_dtype, choose_kernels, choose_linears, eight_bits, fitting
-from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.ops.kernels import REFERENCE, Kernels
 from turbodiffusion.presets import ModelPreset
+from turbodiffusion.prompts import Prompts
 from turbodiffusion.request import SPARSE_ATTENTION, OnProgress, Progress, Request, Result, made_size
 from turbodiffusion.sampling import Denoise, State, flow_times, rcm_times, sample_flow, sample_rcm
 
 log = logging.getLogger(__name__)
 
-TEXT_CACHE = 16  # prompts whose states are kept; one of umT5-XXL's is 4 MB
-
 
 class Pipeline:
     """A loaded model. One video at a time: a second thread needs a second pipeline.
 
-    `kinds` are those of requests that name none.
+    `kinds` are those of requests that name none; `memory_plan`: how the parts share the device, for people.
     """
 
     def __init__(
@@ -57,19 +54,19 @@ class Pipeline:
         kinds: Kinds,
         kernels: Kernels,
         device_chosen: bool,
+        offload_text: bool,
+        max_memory: float | None,
+        memory_plan: str,
         stages: "_Stages",
     ) -> None:
-        """Read the weights at `paths`, by part; `load` finds them."""
+        """Read the weights at `paths`, by part; `load` finds them and decides the rest."""
         self.model, self.preset, self.device, self.dtype, self.kinds = model, preset, device, dtype, kinds
         self.kernels = kernels
+        self.memory_plan, self._offload_text, self._max_memory = memory_plan, offload_text, max_memory
         self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
-        self._states: OrderedDict[str, Tensor] = OrderedDict()
-        with stages.run("load", 3 + preset.experts) as step:
-            self._tokenizer = Tokenizer(paths["tokenizer"], preset.text.text_len)
-            step()
-            self._text = TextEncoder(preset.text, device="meta", dtype=dtype)
-            load_text(self._text, paths["text"], device=device)
-            self._text.eval().requires_grad_(False)
+        with stages.run("load", 2 + preset.experts) as step:
+            words, weights = paths["tokenizer"], paths["text"]
+            self._prompts = Prompts(preset.text, words, weights, device=device, dtype=dtype, offload=offload_text)
             step()
             self._vae = WanVAE(preset.vae, device="meta", dtype=dtype, impl=kernels.vae)
             load_vae(self._vae, paths["vae"], device=device)
@@ -87,6 +84,7 @@ class Pipeline:
             kinds.quant_linear,
             ", ".join(f"{group} {impl}" for group, impl in asdict(kernels).items()),
         )
+        log.info("memory: %s", memory_plan)
 
     @classmethod
     def load(
@@ -99,6 +97,8 @@ class Pipeline:
         sla_topk: float | None = None,
         quant_linear: str = "auto",
         kernels: str = "auto",
+        offload_text: str = "auto",
+        max_memory: float | None = None,
         requests: Sequence[Request] = (),
         on_progress: OnProgress | None = None,
     ) -> "Pipeline":
@@ -106,7 +106,9 @@ class Pipeline:
 
         device: "auto", "cpu", "cuda", "cuda:1". dtype: "auto" (bfloat16 on a GPU, float32 on a CPU) or either name. The
         kinds are those of requests that leave them at "auto". kernels: "reference", "triton", or "auto" for the fastest
-        that run here. requests: what is going to be asked for, checked before anything is fetched or loaded. Raises a
+        that run here. offload_text: "on" lets the text encoder rest in CPU memory and pass through the GPU for a new
+        prompt, "off" keeps it there, "auto" does where everything fits. max_memory: GiB of the GPU to plan for, where
+        it is shared. requests: what is going to be asked for, checked before anything is fetched or loaded. Raises a
         UserError, one line: RequestError, then MachineError, then MissingFilesError or CheckpointError.
         """
         origin = source.identify(model)
@@ -123,15 +125,17 @@ class Pipeline:
             request.resolve(preset)
         place = choose_device(device)
         number = choose_dtype(dtype, place)
-        here = memory.machine(place)
+        here = memory.machine(place, max_memory)
         topk = preset.transformer.sla_topk if sla_topk is None else sla_topk
         with_kernels = choose_kernels(kernels, place, number)
         quant_linear = choose_linears(wanted.quant_linear, preset.transformer, here, with_kernels)
         kinds = Kinds(wanted.attention_type, topk, quant_linear)
         asked = [_as_loaded(request, kinds, with_kernels).resolve(preset) for request in requests or [defaults]]
-        for request in asked:
-            job = _job(model, preset, request, request.size, number, place, with_kernels)
-            memory.check(job, here, chosen=device != "auto")
+        jobs = [_job(model, preset, request, request.size, number, place, with_kernels) for request in asked]
+        offload = any(memory.plan(job, here, offload_text=offload_text).offload_text for job in jobs)
+        plans = [memory.plan(job, here, offload_text="on" if offload else "off") for job in jobs]
+        for job in jobs:
+            memory.wait(job, here, chosen=device != "auto")
         stages = _Stages(on_progress, place)
         paths = source.files(
             origin,
@@ -149,6 +153,9 @@ class Pipeline:
             kinds=kinds,
             kernels=with_kernels,
             device_chosen=device != "auto",
+            offload_text=offload,
+            max_memory=max_memory,
+            memory_plan=memory.describe(jobs[0], plans[0], here),
             stages=stages,
         )
 
@@ -169,7 +176,7 @@ class Pipeline:
             torch.cuda.empty_cache()
             raise MachineError(
                 f"{self.device} ran out of memory, of which another program may hold some: try a smaller resolution, "
-                "fewer frames, or --quant-linear on"
+                "fewer frames, --quant-linear on, or less for --max-memory"
             ) from error
 
     def _generate(self, request: Request, stages: "_Stages") -> Result:
@@ -186,7 +193,7 @@ class Pipeline:
         if image is not None and resolved.adaptive_resolution:
             width, height = adaptive_size(image.shape[1], image.shape[0], width * height)
         job = _job(self.model, preset, resolved, (width, height), self.dtype, self.device, self.kernels)
-        notices += filter(None, [self._check_memory(job), self._untrained(kinds)])
+        notices += filter(None, [self._untrained(kinds), *self._plan(job)])
         if preset.subjects:
             notices += filter(None, [describe_gap(resolved.prompt, named(preset.subjects))])
 
@@ -258,10 +265,22 @@ class Pipeline:
             return f"attention {kinds.attention_type!r}: {self.model} was not fine-tuned for it, so its pictures suffer"
         return None
 
-    def _check_memory(self, job: memory.Job) -> str | None:
-        need = memory.needs(job)
-        held = need.total - need.activations if self._experts else 0
-        return memory.check(job, memory.machine(self.device), held=held, chosen=self._device_chosen)
+    def _plan(self, job: memory.Job) -> Iterator[str | None]:
+        """Give the VAE its chunk and refuse what does not fit; yields notices."""
+        held = memory.needs(job, memory.Plan(self._offload_text))
+        if not self._experts:
+            held = replace(held, transformer=0)
+        here = memory.machine(self.device, self._max_memory)
+        offload = "on" if self._offload_text else "off"
+        plan = memory.plan(job, here, offload_text=offload, held=held)
+        alone = memory.plan(job, replace(here, free=here.total), offload_text=offload, held=held)
+        self._vae.latents_per_chunk = plan.latents_per_chunk
+        yield memory.wait(job, here, chosen=self._device_chosen)
+        if plan != alone:
+            yield (
+                f"other programs hold memory of {here.name}: the VAE decodes {plan.latents_per_chunk} latent frames at "
+                f"once and not {alone.latents_per_chunk}, which may change the pictures' last bits"
+            )
 
     # ---- stages ----
 
@@ -273,14 +292,8 @@ class Pipeline:
         with stages.run("text", len(prompts)) as step:
             states = []
             for prompt in prompts:
-                if prompt not in self._states:
-                    ids_BS, mask_BS = self._tokenizer([prompt])
-                    self._states[prompt] = self._text(ids_BS.to(self.device), mask_BS.to(self.device))
-                self._states.move_to_end(prompt)
-                states.append(self._states[prompt])
+                states.append(self._prompts.encode(prompt))
                 step()
-            while len(self._states) > TEXT_CACHE:
-                self._states.popitem(last=False)
         return states
 
     def _encode_image(self, image: NDArray[np.uint8], job: memory.Job, stages: "_Stages") -> Tensor:

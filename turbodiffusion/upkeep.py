@@ -220,6 +220,12 @@ def warmup(
         int | None, typer.Option("--num-frames", help="As you will ask for.", metavar="N", show_default=False)
     ] = None,
     device: DeviceName = "auto",
+    offload_text: Annotated[
+        str, typer.Option("--offload-text", help="As you will ask for: auto, on, off.", metavar="WHEN")
+    ] = "auto",
+    max_memory: Annotated[
+        float | None, typer.Option("--max-memory", help="As you will ask for.", metavar="N", show_default=False)
+    ] = None,
 ) -> None:
     """Compile what a model needs: load it, run one step of one video, twice. Nothing is written but the caches.
 
@@ -232,7 +238,9 @@ def warmup(
     logging.getLogger("httpx").setLevel(logging.WARNING)
     words: dict[str, Any] = {"image": image, "resolution": resolution, "num_frames": num_frames, "num_steps": 1}
     requests = [Request("a red balloon rises over a green meadow", **words, seed=seed) for seed in (1, 2)]
-    pipeline = Pipeline.load(model, device=device, requests=requests[:1])
+    pipeline = Pipeline.load(
+        model, device=device, offload_text=offload_text, max_memory=max_memory, requests=requests[:1]
+    )
     cold, warm = (pipeline.generate(request).seconds for request in requests)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("seconds")

@@ -1,10 +1,13 @@
 """The tokenizer and encoder against transformers' own on the same vocabulary and weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models import text
+from turbodiffusion.models.streaming import LayerStream
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, clean_prompt, train_tokenizer
 
 CAPTIONS = [
@@ -247,6 +250,64 @@ def test_a_graph_gives_what_the_launches_give():
             mask = (torch.arange(12, device="cuda") < length).long()[None]
             torch.testing.assert_close(encoder(ids, mask), encoder._encode(ids, mask), atol=0, rtol=0)
         assert encoder._graphs[1, 12] is not None
+
+
+PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", PLACES)
+@pytest.mark.parametrize("layers", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_offloaded_encoder_gives_the_same_bits(device, layers, dtype):
+    torch.manual_seed(0)
+    resident = TextEncoder(replace(TINY, num_layers=layers), device=device, dtype=dtype)
+    streamed = TextEncoder(resident.config, dtype=dtype)
+    streamed.load_state_dict(resident.state_dict())
+    streamed.offload(device)
+    assert {t.device.type for name, t in streamed.state_dict().items() if "final" not in name} == {"cpu"}
+    with torch.inference_mode():
+        for length in (12, 5, 12):
+            ids = torch.randint(3, 512, (2, 12), device=device)
+            mask = (torch.arange(12, device=device) < length).long().expand(2, -1)
+            assert torch.equal(streamed(ids, mask), resident(ids, mask))
+    for name, tensor in resident.state_dict().items():  # still whole, by its names
+        assert torch.equal(streamed.state_dict()[name].cpu(), tensor.cpu()), name
+
+
+@pytest.mark.gpu
+def test_an_offloaded_encoder_holds_two_layers_on_the_gpu():
+    """Layers large enough that their copies and products overlap: a buffer that is filled too early would show."""
+    torch.manual_seed(0)
+    config = TextConfig(d_model=1024, num_layers=12, num_heads=16, d_kv=64, d_ff=4096, vocab_size=8192, text_len=512)
+    encoder = TextEncoder(config, device="cuda", dtype=torch.bfloat16)
+    ids = torch.randint(3, 8192, (1, 512), device="cuda")
+    with torch.inference_mode():
+        expected = encoder(ids, torch.ones_like(ids))
+        layer = sum(p.nbytes for p in encoder.encoder.block[0].parameters())
+        encoder.offload("cuda")
+        torch.cuda.empty_cache()
+        for _ in range(4):
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            states = encoder(ids, torch.ones_like(ids))
+            activations = 60_000_000  # the bias of 16 heads, the hidden states
+            assert torch.cuda.max_memory_allocated() - before < 2.1 * layer + activations
+            assert torch.equal(states, expected)
+
+
+def test_layers_of_two_forms_are_not_streamed():
+    with pytest.raises(ValueError, match="one form"):
+        LayerStream([torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)], torch.device("cpu"))
+    with pytest.raises(ValueError, match="parameters alone"):
+        LayerStream([torch.nn.BatchNorm1d(4)], torch.device("cpu"))
+
+
+def test_a_streamed_layer_has_the_buffer_to_itself_until_the_next():
+    layers = [torch.nn.Linear(3, 3) for _ in range(5)]
+    expected = [layer.weight.detach().clone() for layer in layers]
+    stream = LayerStream(layers, torch.device("cpu"))
+    for _ in range(2):
+        assert all(torch.equal(layer.weight, weight) for layer, weight in zip(stream.run(), expected, strict=True))
 
 
 def test_what_lies_past_a_prompt_does_not_matter():

@@ -16,13 +16,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.models.streaming import LayerStream
 
 WORD_END = "||"  # no piece reaches across it, in the text that a vocabulary is trained on
 BETWEEN_HAN = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
@@ -98,7 +99,8 @@ class Tokenizer:
 class TextEncoder(nn.Module):
     """umT5's encoder stack. The state dict has transformers' names, the token table once, as `shared.weight`.
 
-    Without a checkpoint the weights are transformers' random initialisation. `device="meta"` allocates nothing.
+    Without a checkpoint the weights are transformers' random initialisation. `device="meta"` allocates nothing. After
+    `offload` the weights are in CPU memory and on the GPU two layers at a time, while a prompt is encoded.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class TextEncoder(nn.Module):
         self.shared = model.shared
         self.encoder = model.encoder
         self.encoder.embed_tokens = None  # tied to `shared`: kept once, so that a checkpoint fills it once
+        self._streamed: LayerStream | None = None
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool: Any = None
         self._captured_at = 0
@@ -140,9 +143,19 @@ class TextEncoder(nn.Module):
         """
         length = self._length(mask_BS)
         ids, mask = ids_BS[:, :length], mask_BS[:, :length]
-        graphs = ids.is_cuda and torch.is_inference_mode_enabled()
+        graphs = ids.is_cuda and torch.is_inference_mode_enabled() and self._streamed is None
         states_BSE = self._replay(ids, mask) if graphs else self._encode(ids, mask)
         return pad(states_BSE, (0, 0, 0, ids_BS.shape[1] - length))
+
+    def offload(self, device: torch.device | str) -> None:
+        """Rest in CPU memory from now on, compute on `device`: the same operations, so the same states.
+
+        The token table stays in CPU memory, where ids are looked up. For inference; the encoder cannot be moved again.
+        """
+        self._forget()
+        self.shared.to("cpu")
+        self.encoder.final_layer_norm.to(device)
+        self._streamed = LayerStream([*cast("Iterable[nn.Module]", self.encoder.block)], torch.device(device))
 
     def _length(self, mask_BS: Tensor) -> int:
         """The first of LENGTHS behind the last token; what is masked out takes part in nothing, so it need not be."""
@@ -155,11 +168,13 @@ class TextEncoder(nn.Module):
 
     def _encode(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """transformers' UMT5Stack without what it asks of each call anew; the same up to the rounding of scores."""
-        blocks = self.encoder.block
+        blocks: Any = self.encoder.block
         table = self._buckets(blocks[0].layer[0].SelfAttention, ids_BS.shape[1], ids_BS.device)
         # One more bucket stands for what is masked out.
         buckets_BSS = table.masked_fill(mask_BS[:, None] == 0, self._num_buckets)
-        x_BSE = self.shared(ids_BS)
+        x_BSE = self.shared(ids_BS.to(self.shared.weight.device)).to(ids_BS.device)
+        if self._streamed is not None:
+            blocks = self._streamed.run()
         for block in blocks:
             attend, feed = block.layer
             x_BSE = x_BSE + _attention(attend.SelfAttention, attend.layer_norm(x_BSE), buckets_BSS)
@@ -218,6 +233,7 @@ class TextEncoder(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextEncoder":
         """Called by `to`, `cuda`, `half` and the like."""
+        assert self._streamed is None, "an encoder that was offloaded stays where it is"
         self._forget()
         return super()._apply(fn, recurse)
 

@@ -25,8 +25,8 @@ class WanVAE(nn.Module):
 
     impl: "triton" makes those three with the kernels of `vae_fast.py` (an NVIDIA GPU, no gradient; results as of
     "reference" to rounding); the other two always run "reference". latents_per_chunk: how many latent frames after the
-    first are decoded at once, and four times as many frames encoded; None: 1 with "reference", else up to 4 as the
-    picture's size and the GPU's memory allow. More fill a large GPU better and need as much more memory.
+    first are decoded at once, and four times as many frames encoded; it may be set between two videos. More fill a
+    large GPU better and need more memory (`vae_memory.py`). The result is the same to rounding.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class WanVAE(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         impl: str = "reference",
-        latents_per_chunk: int | None = None,
+        latents_per_chunk: int = 1,
     ) -> None:
         super().__init__()
         if impl not in ("reference", "triton"):
             raise ValueError(f"WanVAE: unknown impl {impl!r}, expected 'reference' or 'triton'")
-        if latents_per_chunk is not None and latents_per_chunk < 1:
+        if latents_per_chunk < 1:
             raise ValueError(f"WanVAE: latents_per_chunk is at least 1, got {latents_per_chunk}")
         self.config, self.impl, self.latents_per_chunk = config, impl, latents_per_chunk
         with torch.device(device or torch.get_default_device()):
@@ -55,10 +55,9 @@ class WanVAE(nn.Module):
     def encode(self, video_BCFHW: Tensor) -> Tensor:
         """The latent's normalised mean, float32 [B, z_dim, T, H/8, W/8]. UserError for a size that does not fit."""
         self._check_video(video_BCFHW)
-        size = self._chunk_size(video_BCFHW.device, len(video_BCFHW) * video_BCFHW.shape[3] * video_BCFHW.shape[4])
         encoder = self._runner(self.encoder)
         means = []
-        for chunk in _chunks(video_BCFHW, self.config.time_factor * size):
+        for chunk in _chunks(video_BCFHW, self.config.time_factor * self.latents_per_chunk):
             means.append(self.conv1(encoder(self._prepare(chunk))).chunk(2, dim=1)[0])
         mean, std = self._latent_scale(video_BCFHW.device)
         return (torch.cat(means, dim=2).float() - mean) / std
@@ -74,9 +73,8 @@ class WanVAE(nn.Module):
     def decode_chunks(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
         """Video [B, 3, 1, H, W], then [B, 3, 4, H, W] for each further latent frame; not clamped."""
         mean, std = self._latent_scale(latent_BCTHW.device)
-        pixels = len(latent_BCTHW) * latent_BCTHW.shape[3] * latent_BCTHW.shape[4] * self.config.space_factor**2
         decoder = self._runner(self.decoder)
-        for chunk in _chunks(latent_BCTHW, self._chunk_size(latent_BCTHW.device, pixels)):
+        for chunk in _chunks(latent_BCTHW, self.latents_per_chunk):
             z = self._prepare(chunk.float() * std + mean)
             yield from decoder(self.conv2(z)).split(self.config.time_factor, dim=2)
 
@@ -104,19 +102,6 @@ class WanVAE(nn.Module):
             return y_BCTHW
 
         return run
-
-    def _chunk_size(self, device: torch.device, pixels: int) -> int:
-        """Latent frames of a chunk, for pictures (of the whole batch) of that many pixels."""
-        if self.latents_per_chunk is not None:
-            return self.latents_per_chunk
-        if self.impl == "reference" or device.type != "cuda":
-            return 1
-        # At the widest stage seven tensors of the chunk's frames live at once; an eighth of the memory is for them.
-        # None may have 2^31 values, where PyTorch leaves cuDNN's fast ways.
-        frame, step = pixels * self.config.dim, self.config.time_factor
-        most = torch.cuda.get_device_properties(device).total_memory // 8 // (7 * self.conv1.weight.itemsize)
-        fits = (size for size in (4, 2) if size * step * frame <= most and (size * step + 2) * frame < 2**31)
-        return next(fits, 1)
 
     def _prepare(self, x: Tensor) -> Tensor:
         return x.to(dtype=self.conv1.weight.dtype).contiguous(memory_format=torch.channels_last_3d)

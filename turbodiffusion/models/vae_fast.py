@@ -110,8 +110,12 @@ class FastCoder:
             self._past_in = seen.past_BNHWC
             pending = Pending(_convolve(seen.y, self._conv_in), self._conv_in.bias)
             for index, layer in enumerate(self._layers):
-                pending, self._pasts[index] = layer(pending, self._pasts[index])
+                # Handed over, not lent: a layer lets go of it when it is added up, before its own convolutions.
+                handed = [pending]
+                del pending
+                pending, self._pasts[index] = layer(handed.pop(), self._pasts[index])
             y, self._past_out, _ = _advance(pending, self._gamma_out, self._past_out, 2, impl)
+            del pending
             if self._few:
                 return convolve_to_few(y, self._conv_out.weight, self._conv_out.bias, impl=impl).movedim(-1, 1)
             return (_convolve(y, self._conv_out) + self._conv_out.bias).movedim(-1, 1)
@@ -154,6 +158,7 @@ def attention_block(block: AttentionBlock, choices: Choices) -> Layer:
 
     def run(pending: Pending, past: Past) -> tuple[Pending, Past]:
         y, _, x = _advance(pending, gamma, None, 0, choices.impl, activate=False, keep_sum=True)
+        del pending
         B, T, H, W, C = y.shape
         qkv = F.linear(y.view(B * T, H * W, C), block.to_qkv.weight.flatten(1), block.to_qkv.bias)
         q_NLC, k_NLC, v_NLC = qkv.chunk(3, dim=-1)
@@ -202,20 +207,22 @@ def downsample(layer: Downsample, choices: Choices) -> Layer:
 def upsample(layer: Upsample, choices: Choices) -> Layer:
     conv = _convolution(layer.resample["1"])
     time_conv = None if layer.time_conv is None else _convolution(layer.time_conv)
-    weights = fold_upsample(conv.weight) if choices.fold_upsample else (conv.weight,)
-    weights = tuple(map(_innermost, weights))
+    bias, kernels = conv.bias, fold_upsample(conv.weight) if choices.fold_upsample else (conv.weight,)
+    weights = tuple(map(_innermost, kernels))
 
     def run(pending: Pending, past: Past) -> tuple[Pending, Past]:
         if time_conv is None or past is None:
             x = _add_up(pending, choices.impl)
+            del pending
             if time_conv is not None:
                 assert x.shape[1] == 1, "a clip starts with one frame"
                 # The temporal convolution starts at the clip's second frame, with zeros before it.
                 past = torch.zeros_like(x).expand(-1, 2, -1, -1, -1)
         else:
             y, past, _ = _advance(pending, None, past, 2, choices.impl)
+            del pending
             x = _double_frames(_convolve(y, time_conv) + time_conv.bias)
-        return Pending(_upsampled_convolution(x, weights), conv.bias), past
+        return Pending(_upsampled_convolution(x, weights), bias), past
 
     return run
 
@@ -274,7 +281,7 @@ def _advance(
     keep_sum: bool = False,
     transform: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, its last frames, and the residual stream itself (added up only if `keep_sum` says that it is needed)."""
+    """y, its last frames, and the residual stream itself if `keep_sum` asks for it: else nothing keeps x alive."""
     plain = isinstance(pending.x, Tensor) and pending.bias_C is None and pending.residual is None
     out = advance_stream(
         pending.x,
@@ -288,7 +295,8 @@ def _advance(
         transform=transform,
         impl=impl,
     )
-    return out.y, out.past_BNHWC, pending.x if out.sum_BTHWC is None else out.sum_BTHWC  # type: ignore[return-value]
+    kept = pending.x if keep_sum and plain else out.sum_BTHWC
+    return out.y, out.past_BNHWC, kept  # type: ignore[return-value]
 
 
 def _add_up(pending: Pending, impl: str) -> Tensor:
