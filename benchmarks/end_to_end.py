@@ -5,8 +5,10 @@ python benchmarks/end_to_end.py --weights FOLDER [--out FILE.json] [--text full]
 FOLDER is made once: a transformer in 8-bit blocks, as it is published, the VAE, and umT5-XXL ("full", 11 GB) or two
 layers of it ("small", to try this script). The GPU's speed does not depend on the values; what they paint is noise of
 little contrast, about as hard on the mp4 encoder as a video. Warm: `Pipeline.generate` and `Result.save` in a process
-that has made a video of the same shape, every prompt and seed new. Cold: `turbodiffusion generate` in a fresh process,
-the files in the page cache and the compiled caches filled by one that is not counted. Medians.
+that has made a video of the same shape, every prompt and seed new; once with all parts on the GPU, once planned for
+8 GiB of it with the text encoder in CPU memory, where PyTorch is refused more than that. Cold: `turbodiffusion
+generate` in a fresh process, the files in the page cache and the compiled caches filled by one that is not counted.
+Medians.
 """
 
 import argparse
@@ -74,8 +76,8 @@ def request(number: int, steps: int) -> Request:
     return Request(PROMPT.format(number), seed=number, num_steps=steps, num_frames=SIZE[0], resolution="480p")
 
 
-def warm_rows(pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights: str) -> list[Row]:
-    """Seconds of the whole and of its stages."""
+def warm_rows(pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights: str, kind: str = "") -> list[Row]:
+    """Seconds of the whole and of its stages; `kind` is a part of the rows' names and has no target."""
     whole: list[float] = []
     stages: list[Mapping[str, float]] = []
     for number in range(runs + 1):
@@ -90,14 +92,53 @@ def warm_rows(pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights:
         whole.append(seconds)
         stages.append(result.seconds)
         print(f"{steps} steps: {seconds:.3f} s, {', '.join(f'{k} {v:.3f}' for k, v in result.seconds.items())}")
-    name = f"e2e.{MODEL}.{steps}steps"
-    method = f"{weights}; median of {runs} prompts and seeds, {min(whole):.3f} to {max(whole):.3f}"
-    target = TARGETS["warm_s"] if steps == 4 else None
+    name = f"e2e.{MODEL}.{steps}steps{kind}"
+    method = (
+        f"{weights}; {pipeline.memory_plan}; median of {runs} prompts and seeds, {min(whole):.3f} to {max(whole):.3f}"
+    )
+    target = TARGETS["warm_s"] if steps == 4 and not kind else None
     rows = [Row(f"{name}.warm_s", statistics.median(whole), "s", "lower", target, method)]
     for stage in stages[0]:
         median = statistics.median(seconds.get(stage, 0.0) for seconds in stages)
         rows.append(Row(f"{name}.{stage}_s", median, "s", "lower", None, f"stage of the warm run; {method}"))
     return rows
+
+
+def resident_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]:
+    """Everything on the GPU: rows of 4 and of 2 steps, and the memory that they took."""
+    pipeline = Pipeline.load(
+        str(folder), device="cuda", quant_linear="on", offload_text="off", requests=[request(1, 4)]
+    )
+    pipeline.generate(request(1, 4))
+    torch.cuda.reset_peak_memory_stats()
+    rows = [row for steps in (4, 2) for row in warm_rows(pipeline, steps, runs, outputs, weights)]
+    return [*rows, peak_row(f"peak.{MODEL}.resident.gib", pipeline, weights, None)]
+
+
+def planned_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]:
+    """The text encoder in CPU memory and all the rest within the target's GiB, which PyTorch is held to."""
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(TARGETS["peak"] * 2**30 / total)
+    try:
+        pipeline = Pipeline.load(
+            str(folder),
+            device="cuda",
+            quant_linear="on",
+            offload_text="on",
+            max_memory=TARGETS["peak"],
+            requests=[request(1, 4)],
+        )
+        pipeline.generate(request(1, 4))
+        torch.cuda.reset_peak_memory_stats()
+        rows = warm_rows(pipeline, 4, runs, outputs, weights, ".offload")
+        return [*rows, peak_row(f"peak.{MODEL}.gib", pipeline, weights, TARGETS["peak"])]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def peak_row(name: str, pipeline: Pipeline, weights: str, target: float | None) -> Row:
+    method = f"{weights}; {pipeline.memory_plan}; PyTorch's tensors at their most while warm videos are made"
+    return Row(name, torch.cuda.max_memory_allocated() / 2**30, "GiB", "lower", target, method)
 
 
 def speedup_rows(rows: Sequence[Row], out: Path | None) -> list[Row]:
@@ -113,7 +154,7 @@ def speedup_rows(rows: Sequence[Row], out: Path | None) -> list[Row]:
     return found
 
 
-def cold_row(folder: Path, runs: int, outputs: Path, weights: str) -> Row:
+def cold_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]:
     """Seconds from the start of the process to its end; the first fills the caches and is told in the method."""
     for file in folder.iterdir():
         with file.open("rb") as stream:
@@ -131,7 +172,7 @@ def cold_row(folder: Path, runs: int, outputs: Path, weights: str) -> Row:
         print(f"a process: {seconds[-1]:.2f} s", flush=True)
     first, *counted = seconds
     method = f"{weights}; median of {runs} processes after one of {first:.1f} s, files in the page cache"
-    return Row(f"e2e.{MODEL}.4steps.cold_s", statistics.median(counted), "s", "lower", TARGETS["cold_s"], method)
+    return [Row(f"e2e.{MODEL}.4steps.cold_s", statistics.median(counted), "s", "lower", TARGETS["cold_s"], method)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -160,22 +201,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     with contextlib.ExitStack() as stack:
         outputs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        pipeline = Pipeline.load(str(chosen.weights), device="cuda", quant_linear="on", requests=[request(1, 4)])
-        pipeline.generate(request(1, 4))
-        torch.cuda.reset_peak_memory_stats()
-        rows += warm_rows(pipeline, 4, chosen.runs, outputs, weights)
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        method = f"{weights}; PyTorch's tensors at their most while warm videos are made"
-        rows.append(Row(f"peak.{MODEL}.gib", peak, "GiB", "lower", TARGETS["peak"], method))
-        rows += warm_rows(pipeline, 2, chosen.runs, outputs, weights)
-        del pipeline
-        gc.collect()
-        torch.cuda.empty_cache()
-        if not chosen.skip_cold:
-            rows.append(cold_row(chosen.weights, chosen.runs, outputs, weights))
+        for measure in (resident_rows, planned_rows, *(() if chosen.skip_cold else (cold_rows,))):
+            rows += measure(chosen.weights, chosen.runs, outputs, weights)
+            if chosen.out:  # at once: what comes next may be cut short
+                write_results(chosen.out, rows, "python " + " ".join(sys.argv), keep=True)
+            gc.collect()
+            torch.cuda.empty_cache()
     rows += speedup_rows(rows, chosen.out)
     for row in rows:
-        goal = "" if row.target is None else f"<= {row.target:g}"
+        goal = "" if row.target is None else f"{'<=' if row.better == 'lower' else '>='} {row.target:g}"
         print(f"{'MISS' if row.misses else '    '} {row.name:<36} {row.value:8.3f} {row.unit:<4} {goal}", flush=True)
     if chosen.out:
         write_results(chosen.out, rows, "python " + " ".join(sys.argv), keep=True)
