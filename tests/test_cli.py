@@ -282,9 +282,7 @@ def test_bad_requests_are_one_line_and_leave_nothing(capsys, here, tiny_model, a
 
 @pytest.mark.parametrize(("name", "words"), [("none.jpg", "no image none.jpg"), ("broken.jpg", "is not an image")])
 def test_a_broken_picture_is_told_before_what_the_machine_lacks(capsys, here, monkeypatch, name, words):
-    from turbodiffusion.pipeline import Pipeline
-
-    monkeypatch.setattr(Pipeline, "load", lambda *_, **__: pytest.fail("the model was asked for"))
+    monkeypatch.setattr("turbodiffusion.memory.plan", lambda *_, **__: pytest.fail("memory was planned"))
     (here / "broken.jpg").write_text("no picture")
     code, _, err = run(capsys, "generate", "it snows", "--model", "wan2.2-i2v-a14b", "--image", name)
     assert code == 2 and words in err and err.count("\n") == 1

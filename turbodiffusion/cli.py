@@ -339,7 +339,6 @@ def _load(
 ) -> "Pipeline":
     """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
     from turbodiffusion import source, video
-    from turbodiffusion.image import load_image
     from turbodiffusion.pipeline import Pipeline
 
     first = requests[0]
@@ -350,8 +349,6 @@ def _load(
             f"recipe {recipe} is for distilled models and {preset.name} is not one: leave it out, or set --num-steps "
             f"({preset.num_steps} by default)"
         )
-    if first.image is not None and preset.task == "i2v":
-        load_image(first.image)  # all requests have the same; told before what the machine lacks
     video.check_folder(output)
     return Pipeline.load(
         model,

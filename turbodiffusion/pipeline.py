@@ -123,6 +123,9 @@ class Pipeline:
         wanted = defaults.resolve(preset)
         for request in requests:
             request.resolve(preset)
+        for image in {request.image for request in requests}:
+            if image is not None:
+                load_image(image)  # what is wrong with it is told before what the machine lacks
         place = choose_device(device)
         number = choose_dtype(dtype, place)
         here = memory.machine(place, max_memory)

@@ -25,7 +25,6 @@ Start = Annotated[Path | None, typer.Option("--from", help="Begin from the weigh
 Compile = Annotated[bool, typer.Option(help="torch.compile the loss: a minute at first, then twice to thrice as fast.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
-PROBE = Path("runs/probe/probe.safetensors")
 RESULTS = Path("benchmarks/results/demo.json")
 DEFAULT_ATLAS = Path(".cache/demo-world/atlas.npz")
 
@@ -36,7 +35,7 @@ def train_vae(
     atlas: Atlas = DEFAULT_ATLAS,
     steps: Steps = None,
     minutes: Minutes = None,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to zero over the whole run.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to zero over the whole run.")] = 4e-3,
     batch: Annotated[int, typer.Option(help="Crops a step on each GPU.")] = 8,
     clips: Annotated[int, typer.Option(help="Clips rendered on each GPU (6.5 MB each).")] = 2048,
     start: Start = None,
