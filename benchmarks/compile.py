@@ -26,6 +26,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from turbodiffusion.ops.attention import sla_triton
+from turbodiffusion.ops.attention.tangent_triton import attention_tangent
 from turbodiffusion.ops.linear import gemm_triton
 from turbodiffusion.ops.linear.quantize_triton import quantize_blocks, quantize_rows
 from turbodiffusion.ops.norm.gate_triton import add_gated
@@ -108,6 +109,7 @@ def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...])
     proj = (torch.empty(width // heads, width // heads), torch.empty(width // heads), 0.1, 128, 64)
     if FP8 in formats:
         yield "sagesla", lambda: sla_triton.sagesla_attention(q, k, v, *proj, "int8")
+    yield "tangent", lambda: attention_tangent(q, k, v, q, k, v)
     yield "sla", lambda: sla_triton.sla_attention(q, k, v, *proj)
 
 

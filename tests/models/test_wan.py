@@ -8,6 +8,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from turbodiffusion.models.wan import WanConfig, WanTransformer, patchify, unpatchify
 
@@ -376,3 +377,24 @@ def test_misshapen_inputs_are_refused():
         model.encode_context(text, torch.zeros(2, 3, 10))
     with pytest.raises(ValueError, match="image_BNE is needed"):
         perturbed(dataclasses.replace(TINY, image_dim=10)).encode_context(text)
+
+
+@torch.no_grad()
+def test_the_network_has_a_tangent_in_place_and_time():
+    """Forward mode, as rCM's consistency loss asks for it, against a central difference."""
+    torch.manual_seed(0)
+    model = WanTransformer(SMALL)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 or "bias" in name:  # the head and the modulation begin at zero
+            torch.nn.init.normal_(parameter, std=0.05)
+    context = model.encode_context(torch.randn(1, SMALL.text_len, SMALL.text_dim))
+    x, t, dx, dt = torch.randn(1, 16, 3, 8, 8), torch.tensor([500.0]), torch.randn(1, 16, 3, 8, 8), torch.tensor([20.0])
+    with forward_ad.dual_level():
+        dual = model(forward_ad.make_dual(x, dx), forward_ad.make_dual(t, dt), context)
+        velocity, tangent = forward_ad.unpack_dual(dual)
+    assert relative(velocity, model(x, t, context)) < 1e-6
+    step = 3e-3
+    difference = (model(x + step * dx, t + step * dt, context) - model(x - step * dx, t - step * dt, context)) / (
+        2 * step
+    )
+    assert relative(tangent, difference) < 5e-3  # what is left out grows with the step's square, rounding falls with it
