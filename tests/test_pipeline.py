@@ -401,7 +401,7 @@ def test_memory_may_be_limited(rcm_folder):
         pipe.generate(replace(request, resolution="480x480"))
 
 
-def test_chunks_are_smaller_while_other_programs_hold_the_memory(rcm_folder, monkeypatch):
+def test_chunks_are_smaller_where_the_gpu_is_not_empty(rcm_folder, monkeypatch):
     """The VAE's chunk is that of an empty card unless it does not fit; then the result says so."""
     pipe = load(rcm_folder)
     request = Request(PROMPT, attention_type="original", quant_linear="off").resolve(pipe.preset)
@@ -413,7 +413,7 @@ def test_chunks_are_smaller_while_other_programs_hold_the_memory(rcm_folder, mon
         monkeypatch.setattr(memory, "machine", lambda *_, here=here: here)
         notices = [notice for notice in pipe._plan(job) if notice]
         assert pipe._vae.latents_per_chunk == latents
-        assert notices == [] if latents == 4 else "other programs hold memory of card" in notices[0]
+        assert notices == [] if latents == 4 else "card is not empty: the VAE" in notices[0]
 
 
 def test_a_pipeline_makes_its_own_model_only(rcm_folder):

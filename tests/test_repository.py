@@ -167,7 +167,7 @@ def test_command_lines_of_the_pages_parse(page):
 @pytest.mark.slow  # builds the networks on the meta device, and imports transformers: 5 s
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_sizes_of_the_models_on_the_page_are_those_of_the_code(page):
-    """Rows `| name | 480p | download GB | in 8 bits | memory GiB | in 8 bits |` against presets.py and memory.py."""
+    """Rows `| name | 480p | download GB | in 8 bits | GPU of GiB | in 8 bits |` against presets.py and memory.py."""
     from turbodiffusion.presets import MODELS
 
     text = (ROOT / page).read_text()
@@ -191,17 +191,18 @@ def test_subjects_of_the_demo_model_on_the_page_are_those_of_the_model(page):
     assert str(len(model["about"]["subjects"])) in re.findall(r"\d+", line[0])
 
 
-def gpu_need(preset, resolution: str, linears: str) -> float:
-    """GiB for a video of the default length on a GPU."""
+def gpu_need(preset, resolution: str, linears: str) -> int:
+    """GiB of the smallest card for a video of the default length, its text encoder in CPU memory."""
     import torch
 
-    from turbodiffusion.memory import GIB, Job, needs
+    from turbodiffusion.memory import Job, Plan, _card, needs
+    from turbodiffusion.ops.kernels import TRITON
     from turbodiffusion.presets import size_for
 
     width, height = size_for(resolution, "16:9")
     job = Job(
         model=preset.name,
-        transformer=replace(preset.transformer, quant_linear=linears),
+        transformer=replace(preset.transformer, quant_linear=linears, kernels=TRITON),
         vae=preset.vae,
         text=preset.text,
         experts=preset.experts,
@@ -213,7 +214,7 @@ def gpu_need(preset, resolution: str, linears: str) -> float:
         dtype=torch.bfloat16,
         device="cuda",
     )
-    return needs(job).total / GIB
+    return _card(needs(job, Plan(offload_text=True)).total)
 
 
 # ---- make ----

@@ -54,6 +54,7 @@ class Pipeline:
         kinds: Kinds,
         kernels: Kernels,
         device_chosen: bool,
+        offload_asked: str,
         offload_text: bool,
         max_memory: float | None,
         memory_plan: str,
@@ -62,7 +63,8 @@ class Pipeline:
         """Read the weights at `paths`, by part; `load` finds them and decides the rest."""
         self.model, self.preset, self.device, self.dtype, self.kinds = model, preset, device, dtype, kinds
         self.kernels = kernels
-        self.memory_plan, self._offload_text, self._max_memory = memory_plan, offload_text, max_memory
+        self.memory_plan, self._max_memory = memory_plan, max_memory
+        self._offload_asked, self._offload_text = offload_asked, offload_text
         self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
         with stages.run("load", 2 + preset.experts) as step:
             words, weights = paths["tokenizer"], paths["text"]
@@ -156,6 +158,7 @@ class Pipeline:
             kinds=kinds,
             kernels=with_kernels,
             device_chosen=device != "auto",
+            offload_asked=offload_text,
             offload_text=offload,
             max_memory=max_memory,
             memory_plan=memory.describe(jobs[0], plans[0], here),
@@ -274,15 +277,14 @@ class Pipeline:
         if not self._experts:
             held = replace(held, transformer=0)
         here = memory.machine(self.device, self._max_memory)
-        offload = "on" if self._offload_text else "off"
-        plan = memory.plan(job, here, offload_text=offload, held=held)
-        alone = memory.plan(job, replace(here, free=here.total), offload_text=offload, held=held)
+        plan = memory.plan(job, here, offload_text="on" if self._offload_text else "off", held=held)
+        alone = memory.plan(job, replace(here, free=here.total), offload_text=self._offload_asked, held=held)
         self._vae.latents_per_chunk = plan.latents_per_chunk
         yield memory.wait(job, here, chosen=self._device_chosen)
-        if plan != alone:
+        if plan.latents_per_chunk != alone.latents_per_chunk:
             yield (
-                f"other programs hold memory of {here.name}: the VAE decodes {plan.latents_per_chunk} latent frames at "
-                f"once and not {alone.latents_per_chunk}, which may change the pictures' last bits"
+                f"{here.name} is not empty: the VAE decodes {plan.latents_per_chunk} latent frames at once and not "
+                f"{alone.latents_per_chunk}, which may change the pictures' last bits"
             )
 
     # ---- stages ----
