@@ -26,7 +26,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 def mp4_of(request: Request) -> bytes:
     """An mp4 as the pipeline writes it, without the pipeline."""
     encoder = video.Encoder(64, 48, 16, {"request": request.to_json()})
-    encoder.add(np.zeros((5, 48, 64, 3), np.uint8))
+    encoder.add(np.zeros((5, 72, 64), np.uint8))
     return encoder.finish()
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from turbodiffusion import video
 from turbodiffusion.errors import OutputError, UserError
+from turbodiffusion.frames import to_yuv420
 
 REQUEST = {"request": '{"prompt": "一只红色的气球 🎈 \\"rises\\"\\nslowly", "seed": 42}'}
 
@@ -31,7 +33,7 @@ def moving(frames: int = 9, height: int = 48, width: int = 64) -> np.ndarray:
 def encoded(frames: np.ndarray, fps: float = 16, metadata: dict[str, str] = REQUEST, chunk: int = 4) -> bytes:
     encoder = video.Encoder(frames.shape[2], frames.shape[1], fps, metadata)
     for start in range(0, len(frames), chunk):
-        encoder.add(frames[start : start + chunk])
+        encoder.add(to_yuv420(torch.from_numpy(frames[start : start + chunk])).numpy())
     return encoder.finish()
 
 

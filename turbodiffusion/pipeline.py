@@ -374,8 +374,8 @@ class Pipeline:
             try:
                 with stages.run("decode", latent_BCTHW.shape[2], wait=False) as step:
                     encoding = []
-                    for rows in fetch(self._vae.decode_chunks(latent_BCTHW), frames):
-                        encoding.append(pool.submit(encoder.add, rows))
+                    for planes in fetch(self._vae.decode_chunks(latent_BCTHW), frames):
+                        encoding.append(pool.submit(encoder.add, planes))
                         step()
                 with stages.run("encode", 1) as step:
                     for chunk in encoding:
