@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 CHART = "images/performance.svg"
 MARKED = re.compile(r"(<!-- ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "*Not measured yet: `{}`.*\n"
+OTHER_GPUS = ("h100.json",)
 STAGES = ("text", "diffusion", "decode", "encode")
 COLOURS = {"text": "#7a5195", "diffusion": "#2f6f9f", "decode": "#d98c3f", "encode": "#9a9a9a"}
 
@@ -43,7 +44,7 @@ def read(folder: Path) -> Results:
     files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     rows: dict[str, Mapping[str, Any]] = {}
     for name in sorted(files, key=lambda name: name == "h200.json"):
-        rows |= {row["name"]: row for row in files[name]["rows"]}
+        rows |= {row["name"]: {**row, "file": name} for row in files[name]["rows"]}
     return Results(rows, files)
 
 
@@ -69,18 +70,27 @@ def provenance(results: Results) -> str:
 
 
 def targets(results: Results) -> str:
-    """Every row of h200.json that has a target, and those that it should have and has not."""
+    """Every row of h200.json that has a target, and those that it should have and has not; other GPUs' beside it."""
     if "h200.json" not in results.files:
         return MISSING.format("turbodiffusion bench forward --out benchmarks/results/h200.json")
-    rows = [Row(**row) for row in results.files["h200.json"]["rows"]]
+    files = ["h200.json", *(name for name in results.files if name in OTHER_GPUS)]
+    measured = {file: {row["name"]: Row(**row) for row in results.files[file]["rows"]} for file in files}
+    required = {row.name: row for row in missing("h200.json", [])}
     lines = []
-    for row in rows:
-        if row.target is not None:
-            measured = "failed" if row.value is None else f"{number(row.value)} {row.unit}"
-            lines.append([f"`{row.name}`", measured, row.goal, "**no**" if row.misses else "yes"])
-    for row in missing("h200.json", rows):
-        lines.append([f"`{row.name}`", row.method, row.goal, ""])
-    return table(["row", "measured", "target", "met"], lines)
+    for name in required | measured["h200.json"]:
+        found = [measured[file].get(name) for file in files]
+        known = [row for row in (*found, required.get(name)) if row is not None]
+        goal = next((row.goal for row in known if row.target is not None), "")
+        if goal or name in required:
+            lines.append([f"`{name}`", *map(_measured, found), goal])
+    return table(["row", *(file.removesuffix(".json").upper() for file in files), "target"], lines)
+
+
+def _measured(row: Row | None) -> str:
+    if row is None:
+        return "not measured"
+    value = "failed" if row.value is None else f"{number(row.value)} {row.unit}"
+    return f"**{value}: missed**" if row.misses else value
 
 
 def decomposition(results: Results) -> str:
@@ -130,7 +140,7 @@ def stages(results: Results) -> str:
 
 def kernels(results: Results) -> str:
     """The rate of each kernel and its share of the chip's limit, which its method tells."""
-    lines = []
+    lines, files = [], set()
     for name, row in sorted(results.rows.items()):
         share = re.search(r"([\d.]+%) of [\d.]+$", row["method"])
         if share and row["value"] is not None and row["better"] == "higher":
@@ -138,9 +148,10 @@ def kernels(results: Results) -> str:
             error = results.value(f"{kernel}.error")
             rate = f"{number(row['value'])} {row['unit']}"
             lines.append([f"`{kernel}`", rate, share[1], "" if error is None else f"{error:.1e}"])
+            files.add(row["file"])
     if not lines:
         return MISSING.format("turbodiffusion bench ops --out benchmarks/results/h200.json")
-    return table(["kernel", "rate", "of the limit", "error"], lines)
+    return f"From {', '.join(sorted(files))}.\n\n{table(['kernel', 'rate', 'of the limit', 'error'], lines)}"
 
 
 def svg(results: Results) -> str:

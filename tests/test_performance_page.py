@@ -52,11 +52,11 @@ def test_tables_and_chart_come_from_the_files(command, page, tmp_path):
     write_results(tmp_path / "h200.json", rows, "a test")
     assert command.main(["--results", str(tmp_path), "--page", str(page)]) == 0
     text = page.read_text()
-    assert "| `forward.1_3b.480p.ms` | 125 ms | at most 150 | yes |" in text
-    assert "| `e2e.1_3b.480p.4steps.warm_s` | 1.75 s | at most 1.6 | **no** |" in text
-    assert "| `forward.14b.480p.ms` | failed | at most 950 | **no** |" in text
-    assert "| `e2e.1_3b.480p.4steps.cold_s` | not measured | at most 15 |  |" in text
-    assert "| `speedup.tuned.4steps` | not measured |  |  |" in text
+    assert "| `forward.1_3b.480p.ms` | 125 ms | at most 150 |" in text
+    assert "| `e2e.1_3b.480p.4steps.warm_s` | **1.75 s: missed** | at most 1.6 |" in text
+    assert "| `forward.14b.480p.ms` | **failed: missed** | at most 950 |" in text
+    assert "| `e2e.1_3b.480p.4steps.cold_s` | not measured | at most 15 |" in text
+    assert "| `speedup.tuned.4steps` | not measured |  |" in text
     assert "| original: eager bfloat16, 50 steps, guided | 600 ms | 100 | 60 s | 1x |" in text
     assert "| SageSLA and 8-bit linears, 4 steps | 125 ms | 4 | 0.5 s | 120x |" in text
     assert "| 4 steps | 0.020 | 0.500 | 0.700 | 0.050 | 1.750 |" in text
@@ -65,6 +65,15 @@ def test_tables_and_chart_come_from_the_files(command, page, tmp_path):
     chart = ElementTree.parse(tmp_path / command.CHART)
     assert "0.70 s" in {element.text for element in chart.iter()}
     assert command.fill(text, command.read(tmp_path)) == text
+
+
+def test_another_gpu_stands_beside(command, tmp_path):
+    for name, value in (("h200", 1.7), ("h100", 1.5)):
+        row = Row("e2e.1_3b.480p.4steps.warm_s", value, "s", "lower", 1.6, "a clock")
+        write_results(tmp_path / f"{name}.json", [row], "a test")
+    text = command.targets(command.read(tmp_path))
+    assert "| row | H200 | H100 | target |" in text
+    assert "| `e2e.1_3b.480p.4steps.warm_s` | **1.7 s: missed** | 1.5 s | at most 1.6 |" in text
 
 
 def test_a_row_of_h200_counts_before_others(command, tmp_path):

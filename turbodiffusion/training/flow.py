@@ -107,5 +107,6 @@ def train_flow(
     trainer = Trainer(nn.ModuleDict({"transformer": transformer, "text": text}), schedule, run)
     if not trainer.resume() and start is not None:
         trainer.warm_start(trainer.modules.state_dict() | start)
+    bank.advance(trainer.step)  # now: the leg's minutes are those of its steps
     trainer.fit(make_loss(transformer, text, bank, recipe), sheet)
     return trainer

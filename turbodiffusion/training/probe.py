@@ -414,11 +414,10 @@ def train_probe(
     trainer = Trainer(nn.ModuleDict({"probe": probe}), schedule, run)
     trainer.resume()
     bank = ProbeBank(world, config, recipe, vae, recipe.seed + 1000 * trainer.rank)
+    bank.advance(trainer.step)  # now: the leg's minutes are those of its steps
     probe.train()
     trainer.fit(make_loss(probe, bank, recipe))
     probe.eval().requires_grad_(False)
-    if not bank.end:  # a finished run was resumed
-        bank.advance(trainer.step)
     _, features = probe.read_views(bank.view[: min(bank.end, recipe.size, CALIBRATION)])
     probe.feature_mean += features.mean(0).to(world.device) * probe.feature_std
     probe.feature_std *= features.std(0).to(world.device)
