@@ -18,6 +18,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 ALIGNED = 512  # bytes between the starts of two tensors, as PyTorch's own allocator places them
+PAGE = 4096  # bytes; CUDA pins whole pages, and none twice
 
 
 class LayerStream:
@@ -34,6 +35,7 @@ class LayerStream:
         for name, tensor in layers[0].named_parameters():
             self._places[name] = self._bytes, tensor.shape, tensor.dtype
             self._bytes += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        self._bytes = -(-self._bytes // PAGE) * PAGE
         self._resting = [self._rest(layer) for layer in layers]
         if device.type == "cuda":
             self._pin()
@@ -80,7 +82,8 @@ class LayerStream:
         form = {name: (tensor.shape, tensor.dtype) for name, tensor in parameters.items()}
         if form != {name: place[1:] for name, place in self._places.items()} or any(True for _ in layer.buffers()):
             raise ValueError("layers that are streamed have one form, and parameters alone")
-        memory = torch.empty(self._bytes, dtype=torch.uint8)
+        memory = torch.empty(self._bytes + PAGE, dtype=torch.uint8)
+        memory = memory[-memory.data_ptr() % PAGE :][: self._bytes]
         views = self._views(memory)
         for name, view in views.items():
             view.copy_(parameters[name].detach())
