@@ -13,9 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import UMT5Config, UMT5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,6 +26,7 @@ from turbodiffusion.ops.cases import OF_THE_EMULATION, error
 from turbodiffusion.results import REQUIRED, Row, write_results
 
 TOKENS = (512, 256, 128, 64)
+PEERS: dict[torch.dtype, Any] = {}
 
 
 @torch.no_grad()
@@ -61,7 +64,21 @@ def milliseconds(run: Callable[[], object]) -> float:
 
 def theirs(encoder: TextEncoder, ids: Tensor, mask: Tensor) -> Tensor:
     """transformers' own forward over the same weights, always at the full length."""
-    return encoder.encoder(inputs_embeds=encoder.shared(ids), attention_mask=mask).last_hidden_state
+    return peer(encoder).encoder(inputs_embeds=encoder.shared(ids), attention_mask=mask).last_hidden_state
+
+
+def peer(encoder: TextEncoder) -> Any:
+    """transformers' UMT5EncoderModel around the encoder's own tensors; built once for each dtype."""
+    dtype = encoder.shared.weight.dtype
+    if dtype not in PEERS:
+        PEERS.clear()
+        config = encoder.config
+        sizes = {name: getattr(config, name) for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")}
+        with torch.device("meta"):
+            model = UMT5EncoderModel(UMT5Config(vocab_size=config.vocab_size, dropout_rate=0.0, **sizes))
+        model.load_state_dict(encoder.state_dict(), strict=False, assign=True)
+        PEERS[dtype] = model.eval().requires_grad_(False)
+    return PEERS[dtype]
 
 
 @torch.inference_mode()

@@ -108,7 +108,6 @@ def test_bytes_of_the_published_files():
     assert {file.repo for role, file in plain.items() if role != "transformer"} == {"Wan-AI/Wan2.1-T2V-1.3B"}
 
 
-@pytest.mark.slow  # the import of transformers
 def test_text_parameters_is_the_encoders_count():
     config = find_model("demo").text
     encoder = TextEncoder(config, device="meta", dtype=torch.bfloat16)

@@ -164,7 +164,7 @@ def test_command_lines_of_the_pages_parse(page):
             assert target.endswith(".safetensors") or not Path(source).suffix, "a file becomes a file"
 
 
-@pytest.mark.slow  # builds the networks on the meta device, and imports transformers: 5 s
+@pytest.mark.slow  # builds the networks on the meta device
 @pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
 def test_sizes_of_the_models_on_the_page_are_those_of_the_code(page):
     """Rows `| name | 480p | download GB | in 8 bits | GPU of GiB | in 8 bits |` against presets.py and memory.py."""

@@ -15,6 +15,7 @@ from torch import nn
 from turbodiffusion.checkpoint.hub import HubFile
 from turbodiffusion.errors import RequestError
 from turbodiffusion.models.text import TextConfig
+from turbodiffusion.models.umt5 import BUCKETS
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
 
@@ -29,7 +30,6 @@ VAE_PATH = "Wan2.1_VAE.pth"
 TEXT_PATH = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_PATH = "google/umt5-xxl/spiece.model"
 TOKENIZER_BYTES = 4_500_000  # the one size that no configuration gives
-RELATIVE_BUCKETS = 32  # of umT5's position tables
 
 
 @dataclass(frozen=True)
@@ -218,10 +218,10 @@ def size_for(resolution: str, aspect_ratio: str) -> tuple[int, int]:
 
 
 def text_parameters(config: TextConfig) -> int:
-    """The umT5 encoder's number of parameters, without building it (transformers takes seconds to import)."""
+    """The umT5 encoder's number of parameters, without building it."""
     inner = config.num_heads * config.d_kv
     layer = 4 * config.d_model * inner + 3 * config.d_model * config.d_ff + 2 * config.d_model
-    layer += RELATIVE_BUCKETS * config.num_heads
+    layer += BUCKETS * config.num_heads
     return config.vocab_size * config.d_model + config.num_layers * layer + config.d_model
 
 

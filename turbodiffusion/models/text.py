@@ -1,12 +1,11 @@
 """The umT5 text encoder, its tokenizer and the cleaning of prompts, as Wan uses them.
 
-umT5 (arXiv 2304.09151) is T5 v1.1 with a relative position table in every layer. transformers holds the layers; this
-file holds what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and states past a prompt's end are
-zero. And it makes a prompt's encoding quick: padding is cut before it is computed, attention takes the table as a bias
-of PyTorch's fused one, and a GPU replays the hundreds of launches of a length that comes again as one graph.
+`umt5.py` has the layers; this file has what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and
+states past a prompt's end are zero. And it makes a prompt's encoding quick: padding is cut before it is computed, and a
+GPU replays the hundreds of launches of a length that comes again as one graph.
 
-transformers, sentencepiece and ftfy are imported where they are used: a command that only prints help, or training
-from prompts that are clean already, should not pay for them or need them.
+sentencepiece and ftfy are imported where they are used: a command that only prints help, or training from prompts that
+are clean already, should not pay for them or need them.
 
 Suffixes: B batch, S text tokens, E d_model.
 """
@@ -16,33 +15,23 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.streaming import LayerStream
+from turbodiffusion.models.umt5 import BUCKETS, Stack, TextConfig, buckets
+
+__all__ = ["TextConfig", "TextEncoder", "Tokenizer", "clean_prompt", "train_tokenizer"]
 
 WORD_END = "||"  # no piece reaches across it, in the text that a vocabulary is trained on
 BETWEEN_HAN = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # umT5's; it has no token for the beginning of a text
 # Prompts are computed at the first of these that holds them: few shapes to keep graphs of, few tokens for nothing.
 LENGTHS = (64, 128, 256, 512)
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of a umT5 encoder; the defaults are umT5-XXL, the one that Wan uses."""
-
-    d_model: int = 4096
-    num_layers: int = 24
-    num_heads: int = 64
-    d_kv: int = 64
-    d_ff: int = 10240
-    vocab_size: int = 256384
-    text_len: int = 512
 
 
 def clean_prompt(text: str) -> str:
@@ -99,41 +88,24 @@ class Tokenizer:
 class TextEncoder(nn.Module):
     """umT5's encoder stack. The state dict has transformers' names, the token table once, as `shared.weight`.
 
-    Without a checkpoint the weights are transformers' random initialisation. `device="meta"` allocates nothing. After
-    `offload` the weights are in CPU memory and on the GPU two layers at a time, while a prompt is encoded.
+    Without a checkpoint the weights are random, spread as transformers spreads them. `device="meta"` allocates nothing.
+    After `offload` the weights are in CPU memory and on the GPU two layers at a time, while a prompt is encoded.
     """
 
     def __init__(
         self, config: TextConfig, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
     ):
         super().__init__()
-        from transformers import UMT5Config, UMT5EncoderModel
-
         self.config = config
-        self._num_buckets = 32
-        peer_config = UMT5Config(
-            vocab_size=config.vocab_size,
-            d_model=config.d_model,
-            d_kv=config.d_kv,
-            d_ff=config.d_ff,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            relative_attention_num_buckets=self._num_buckets,
-            relative_attention_max_distance=128,
-            dropout_rate=0.0,
-            feed_forward_proj="gated-gelu",  # transformers reads this as the tanh form
-        )
-        with torch.device(device or "cpu"):
-            model: Any = UMT5EncoderModel(peer_config)
-        model.to(dtype)
-        self.shared = model.shared
-        self.encoder = model.encoder
-        self.encoder.embed_tokens = None  # tied to `shared`: kept once, so that a checkpoint fills it once
         self._streamed: LayerStream | None = None
         self._graphs: dict[tuple[int, ...], _Captured | None] = {}
         self._pool: Any = None
         self._captured_at = 0
         self._bucket_tables: dict[tuple[int, torch.device], Tensor] = {}
+        with torch.device(device or "cpu"):
+            self.shared = nn.Embedding(config.vocab_size, config.d_model)
+            self.encoder = Stack(config)
+        self.to(dtype)
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
         """States [B, S, E] of token ids [B, S], in the weights' dtype and differentiable in them; 0 where mask is 0.
@@ -155,7 +127,7 @@ class TextEncoder(nn.Module):
         self._forget()
         self.shared.to("cpu")
         self.encoder.final_layer_norm.to(device)
-        self._streamed = LayerStream([*cast("Iterable[nn.Module]", self.encoder.block)], torch.device(device))
+        self._streamed = LayerStream([*self.encoder.block], torch.device(device))
 
     def _length(self, mask_BS: Tensor) -> int:
         """The first of LENGTHS behind the last token; what is masked out takes part in nothing, so it need not be."""
@@ -167,32 +139,21 @@ class TextEncoder(nn.Module):
         return next((length for length in LENGTHS if needed <= length < whole), whole)
 
     def _encode(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """transformers' UMT5Stack without what it asks of each call anew; the same up to the rounding of scores."""
-        blocks: Any = self.encoder.block
-        table = self._buckets(blocks[0].layer[0].SelfAttention, ids_BS.shape[1], ids_BS.device)
+        table = self._buckets(ids_BS.shape[1], ids_BS.device)
         # One more bucket stands for what is masked out.
-        buckets_BSS = table.masked_fill(mask_BS[:, None] == 0, self._num_buckets)
+        buckets_BSS = table.masked_fill(mask_BS[:, None] == 0, BUCKETS)
         x_BSE = self.shared(ids_BS.to(self.shared.weight.device)).to(ids_BS.device)
-        if self._streamed is not None:
-            blocks = self._streamed.run()
-        for block in blocks:
-            attend, feed = block.layer
-            x_BSE = x_BSE + _attention(attend.SelfAttention, attend.layer_norm(x_BSE), buckets_BSS)
-            x_BSE = x_BSE + feed.DenseReluDense(feed.layer_norm(x_BSE))
+        for block in self.encoder.block if self._streamed is None else self._streamed.run():
+            x_BSE = block(x_BSE, buckets_BSS)
         return self.encoder.final_layer_norm(x_BSE).masked_fill(mask_BS[..., None] == 0, 0)
 
-    def _buckets(self, attention: Any, length: int, device: torch.device) -> Tensor:
+    def _buckets(self, length: int, device: torch.device) -> Tensor:
         """The bucket of each pair of tokens [S, S]: the same in every layer, computed once a length."""
-
-        def compute() -> Tensor:
-            places = torch.arange(length, device=device)
-            return attention._relative_position_bucket(places[None] - places[:, None])
-
         if torch.compiler.is_compiling():
-            return compute()  # a constant of the compiled graph
+            return buckets(length, device)  # a constant of the compiled graph
         if (length, device) not in self._bucket_tables:
             with torch.inference_mode(False):  # a tensor of inference mode could take no part in training later
-                self._bucket_tables[length, device] = compute()
+                self._bucket_tables[length, device] = buckets(length, device)
         return self._bucket_tables[length, device]
 
     def _replay(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -246,22 +207,6 @@ class _Captured:
     ids_BS: Tensor
     mask_BS: Tensor
     states_BSE: Tensor
-
-
-def _attention(module: Any, x_BSE: Tensor, buckets_BSS: Tensor) -> Tensor:
-    """transformers' UMT5Attention with PyTorch's fused attention, which does not round the scores on the way.
-
-    T5 does not divide scores by sqrt(D). The bias of a pair is its bucket's entry in the layer's table, [buckets, H].
-    """
-    (batch, length, _), heads = x_BSE.shape, module.n_heads
-    q, k, v = (
-        project(x_BSE).view(batch, length, heads, -1).transpose(1, 2) for project in (module.q, module.k, module.v)
-    )
-    table = module.relative_attention_bias.weight.T
-    table = torch.cat((table, table.new_full((heads, 1), torch.finfo(table.dtype).min)), dim=1)
-    bias_HBSS = table.index_select(1, buckets_BSS.flatten()).unflatten(1, buckets_BSS.shape)
-    out = scaled_dot_product_attention(q, k, v, attn_mask=bias_HBSS.transpose(0, 1).to(q.dtype), scale=1.0)
-    return module.o(out.transpose(1, 2).reshape(batch, length, -1))
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocab_size: int = 4096) -> None:

@@ -1,0 +1,131 @@
+"""The layers of umT5's encoder (arXiv 2304.09151): T5 v1.1 with a relative position table in every layer.
+
+The operations are those of transformers' UMT5EncoderModel in the same order, and the state dict has its names; tests
+compare the two. Its classes are not used here because importing them costs a process 3 s and more.
+
+Suffixes: B batch, S text tokens, E d_model, H heads.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+BUCKETS = 32  # of distances, half of them for either direction
+MAX_DISTANCE = 128  # of tokens; what is further apart shares the last bucket
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a umT5 encoder; the defaults are umT5-XXL, the one that Wan uses."""
+
+    d_model: int = 4096
+    num_layers: int = 24
+    num_heads: int = 64
+    d_kv: int = 64
+    d_ff: int = 10240
+    vocab_size: int = 256384
+    text_len: int = 512
+
+
+class Norm(nn.Module):
+    """RMS norm, its mean in float32."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BSE: Tensor) -> Tensor:
+        variance = x_BSE.float().pow(2).mean(-1, keepdim=True)
+        y_BSE = x_BSE * torch.rsqrt(variance + EPS)
+        if self.weight.dtype in (torch.float16, torch.bfloat16):
+            y_BSE = y_BSE.to(self.weight.dtype)
+        return self.weight * y_BSE
+
+
+class Attention(nn.Module):
+    """Self-attention with PyTorch's fused one, which does not round the scores on the way, as transformers' does."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads, inner = config.num_heads, config.num_heads * config.d_kv
+        self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.relative_attention_bias = nn.Embedding(BUCKETS, config.num_heads)
+        nn.init.normal_(self.q.weight, std=(config.d_model * config.d_kv) ** -0.5)
+        for table in (self.k, self.v, self.relative_attention_bias):
+            nn.init.normal_(table.weight, std=config.d_model**-0.5)
+        nn.init.normal_(self.o.weight, std=inner**-0.5)
+
+    def forward(self, x_BSE: Tensor, buckets_BSS: Tensor) -> Tensor:
+        """buckets_BSS: of each pair of tokens, from `buckets`; BUCKETS itself for a pair that is masked out.
+
+        T5 does not divide scores by sqrt(D). The bias of a pair is its bucket's entry in the layer's table, [buckets,
+        H].
+        """
+        (batch, length, _), heads = x_BSE.shape, self.num_heads
+        q, k, v = (
+            project(x_BSE).view(batch, length, heads, -1).transpose(1, 2) for project in (self.q, self.k, self.v)
+        )
+        table = self.relative_attention_bias.weight.T
+        table = torch.cat((table, table.new_full((heads, 1), torch.finfo(table.dtype).min)), dim=1)
+        bias_HBSS = table.index_select(1, buckets_BSS.flatten()).unflatten(1, buckets_BSS.shape)
+        out = scaled_dot_product_attention(q, k, v, attn_mask=bias_HBSS.transpose(0, 1).to(q.dtype), scale=1.0)
+        return self.o(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """gelu(wi_0 x) * wi_1 x, then wo. GELU in its tanh form, op by op as transformers' "gelu_new": in bfloat16 the
+    fused one rounds less, and the networks have seen the other."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.wi_0, self.wi_1 = (nn.Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        for into in (self.wi_0, self.wi_1):
+            nn.init.normal_(into.weight, std=config.d_model**-0.5)
+        nn.init.normal_(self.wo.weight, std=config.d_ff**-0.5)
+
+    def forward(self, x_BSE: Tensor) -> Tensor:
+        gate = self.wi_0(x_BSE)
+        gate = 0.5 * gate * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (gate + 0.044715 * torch.pow(gate, 3.0))))
+        return self.wo(gate * self.wi_1(x_BSE))
+
+
+class Block(nn.Module):
+    """Attention and ffn, each behind a norm and beside a shortcut; the nesting is that of the tensors' names."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        parts = {"SelfAttention": Attention(config)}, {"DenseReluDense": FeedForward(config)}
+        self.layer = nn.ModuleList(nn.ModuleDict({**part, "layer_norm": Norm(config.d_model)}) for part in parts)
+
+    def forward(self, x_BSE: Tensor, buckets_BSS: Tensor) -> Tensor:
+        attend, feed = (cast("nn.ModuleDict", part) for part in self.layer)
+        x_BSE = x_BSE + attend["SelfAttention"](attend["layer_norm"](x_BSE), buckets_BSS)
+        return x_BSE + feed["DenseReluDense"](feed["layer_norm"](x_BSE))
+
+
+class Stack(nn.Module):
+    """The blocks and the norm behind them."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.block = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_layer_norm = Norm(config.d_model)
+
+
+def buckets(length: int, device: torch.device) -> Tensor:
+    """The bucket of each pair of tokens, int64 [S, S]: exact for near ones, logarithmic for those further apart."""
+    places = torch.arange(length, device=device)
+    distance = places[None] - places[:, None]
+    half = BUCKETS // 2
+    exact = half // 2
+    behind, distance = (distance > 0).long() * half, distance.abs()
+    ratio = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
+    far = (exact + ratio.long()).clamp(max=half - 1)
+    return behind + torch.where(distance < exact, distance, far)
