@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.streaming import LayerStream
-from turbodiffusion.models.umt5 import BUCKETS, Stack, TextConfig, buckets
+from turbodiffusion.models.umt5 import BUCKETS, Stack, TextConfig, buckets, spread, table
 
 __all__ = ["TextConfig", "TextEncoder", "Tokenizer", "clean_prompt", "train_tokenizer"]
 
@@ -103,8 +103,11 @@ class TextEncoder(nn.Module):
         self._captured_at = 0
         self._bucket_tables: dict[tuple[int, torch.device], Tensor] = {}
         with torch.device(device or "cpu"):
-            self.shared = nn.Embedding(config.vocab_size, config.d_model)
+            self.shared = table(config.vocab_size, config.d_model)
             self.encoder = Stack(config)
+            if not self.shared.weight.is_meta:
+                nn.init.normal_(self.shared.weight)
+                spread(self.encoder)
         self.to(dtype)
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -139,9 +142,9 @@ class TextEncoder(nn.Module):
         return next((length for length in LENGTHS if needed <= length < whole), whole)
 
     def _encode(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        table = self._buckets(ids_BS.shape[1], ids_BS.device)
+        pairs_SS = self._buckets(ids_BS.shape[1], ids_BS.device)
         # One more bucket stands for what is masked out.
-        buckets_BSS = table.masked_fill(mask_BS[:, None] == 0, BUCKETS)
+        buckets_BSS = pairs_SS.masked_fill(mask_BS[:, None] == 0, BUCKETS)
         x_BSE = self.shared(ids_BS.to(self.shared.weight.device)).to(ids_BS.device)
         for block in self.encoder.block if self._streamed is None else self._streamed.run():
             x_BSE = block(x_BSE, buckets_BSS)

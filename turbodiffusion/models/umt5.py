@@ -55,11 +55,7 @@ class Attention(nn.Module):
         self.num_heads, inner = config.num_heads, config.num_heads * config.d_kv
         self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.relative_attention_bias = nn.Embedding(BUCKETS, config.num_heads)
-        nn.init.normal_(self.q.weight, std=(config.d_model * config.d_kv) ** -0.5)
-        for table in (self.k, self.v, self.relative_attention_bias):
-            nn.init.normal_(table.weight, std=config.d_model**-0.5)
-        nn.init.normal_(self.o.weight, std=inner**-0.5)
+        self.relative_attention_bias = table(BUCKETS, config.num_heads)
 
     def forward(self, x_BSE: Tensor, buckets_BSS: Tensor) -> Tensor:
         """buckets_BSS: of each pair of tokens, from `buckets`; BUCKETS itself for a pair that is masked out.
@@ -71,9 +67,9 @@ class Attention(nn.Module):
         q, k, v = (
             project(x_BSE).view(batch, length, heads, -1).transpose(1, 2) for project in (self.q, self.k, self.v)
         )
-        table = self.relative_attention_bias.weight.T
-        table = torch.cat((table, table.new_full((heads, 1), torch.finfo(table.dtype).min)), dim=1)
-        bias_HBSS = table.index_select(1, buckets_BSS.flatten()).unflatten(1, buckets_BSS.shape)
+        biases = self.relative_attention_bias.weight.T
+        biases = torch.cat((biases, biases.new_full((heads, 1), torch.finfo(biases.dtype).min)), dim=1)
+        bias_HBSS = biases.index_select(1, buckets_BSS.flatten()).unflatten(1, buckets_BSS.shape)
         out = scaled_dot_product_attention(q, k, v, attn_mask=bias_HBSS.transpose(0, 1).to(q.dtype), scale=1.0)
         return self.o(out.transpose(1, 2).reshape(batch, length, -1))
 
@@ -86,9 +82,6 @@ class FeedForward(nn.Module):
         super().__init__()
         self.wi_0, self.wi_1 = (nn.Linear(config.d_model, config.d_ff, bias=False) for _ in range(2))
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        for into in (self.wi_0, self.wi_1):
-            nn.init.normal_(into.weight, std=config.d_model**-0.5)
-        nn.init.normal_(self.wo.weight, std=config.d_ff**-0.5)
 
     def forward(self, x_BSE: Tensor) -> Tensor:
         gate = self.wi_0(x_BSE)
@@ -117,6 +110,26 @@ class Stack(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_layer_norm = Norm(config.d_model)
+
+
+def table(rows: int, width: int) -> nn.Embedding:
+    """An embedding without values: to draw normal ones on the meta device, PyTorch imports its compiler, for a second."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+
+
+@torch.no_grad()
+def spread(stack: Stack) -> None:
+    """Draw the weights as transformers does: so that scores, which are not divided by sqrt(D), keep their size."""
+    for module in stack.modules():
+        if isinstance(module, Attention):
+            inner, width = module.q.weight.shape
+            nn.init.normal_(module.q.weight, std=(width * inner / module.num_heads) ** -0.5)
+            for part in (module.k, module.v, module.relative_attention_bias):
+                nn.init.normal_(part.weight, std=width**-0.5)
+            nn.init.normal_(module.o.weight, std=inner**-0.5)
+        elif isinstance(module, FeedForward):
+            for part in (module.wi_0, module.wi_1, module.wo):
+                nn.init.normal_(part.weight, std=part.in_features**-0.5)
 
 
 def buckets(length: int, device: torch.device) -> Tensor:
