@@ -36,6 +36,18 @@ def test_help_needs_no_torch():
     assert done.stdout.endswith("False\n") and "generate" in done.stdout
 
 
+def test_a_video_needs_no_compiler_and_no_transformers(tmp_path):
+    """Either takes seconds to import, and each process would pay: PyTorch imports its compiler where it is touched."""
+    words = ["a red ball", "--num-frames", "5", "--num-steps", "1", "--resolution", "64x64", "--device", "cpu"]
+    heavy = ["torch._dynamo", "sympy", "transformers"]
+    code = (
+        f"import sys; from turbodiffusion import cli; assert cli.main(['generate', *{words}, '--output', sys.argv[1]]) "
+        f"== 0; print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_program_and_version(capsys):
     assert run(capsys, "--version") == (0, f"turbodiffusion {__version__}\n", "")
     code, out, _ = run(capsys)

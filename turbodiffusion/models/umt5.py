@@ -113,7 +113,7 @@ class Stack(nn.Module):
 
 
 def table(rows: int, width: int) -> nn.Embedding:
-    """An embedding without values: to draw normal ones on the meta device, PyTorch imports its compiler, for a second."""
+    """An embedding without values: PyTorch imports its compiler, for a second, to draw some on the meta device."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 

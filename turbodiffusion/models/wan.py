@@ -34,7 +34,7 @@ from turbodiffusion.ops.norm.gate import add_gated
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
 from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
 from turbodiffusion.ops.norm.quantized_norm import quantized_layer_norm, quantized_modulated_layer_norm
-from turbodiffusion.ops.norm.rope import apply_rope, video_turns
+from turbodiffusion.ops.norm.rope import apply_rope, rope_angles, rope_turns, video_turns
 
 PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
 IMAGE_NORM_EPS = 1e-5  # of img_emb alone; the other norms use WanConfig.eps
@@ -407,7 +407,8 @@ def sinusoid(t_B: Tensor, freq_dim: int) -> Tensor:
 def _cached_turns(time: int, height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
     """RoPE's cosines and sines for a size of video, kept for the next step and the next video of that size."""
     with torch.inference_mode(False):  # training may use what generation computed first
-        return video_turns(time, height, width, head_dim, device)
+        # Not as the operator: outside of torch.compile its first call imports the compiler, for a second and more.
+        return rope_turns(rope_angles((time, height, width), head_dim, device=device))
 
 
 def patchify(x_BCTHW: Tensor) -> Tensor:
