@@ -8,13 +8,15 @@ recognised by a tensor that only it has. 8-bit weights are `X.int8_weight` and `
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from turbodiffusion.checkpoint.ahead import ahead
 from turbodiffusion.checkpoint.files import TensorFile, locate, open_tensors, some
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.ops.linear.int8 import BLOCK, dequantize_int8_block
@@ -150,6 +152,13 @@ class Checkpoint:
         if self.quantized(name):
             return dequantize_int8_block(*self.blocks(name)).reshape(self.shapes[name])
         return self._read(self._sources[name][0], *FLOATS).reshape(self.shapes[name])
+
+    @contextmanager
+    def ahead(self, device: torch.device) -> Iterator["Checkpoint"]:
+        """The same on a GPU, its tensors under way before they are asked for: each once, in the order of `shapes`."""
+        order = [stored for name in self.shapes for stored in self._sources[name]]
+        with ahead(self._file.read, order, device) as read:
+            yield replace(self, _file=replace(self._file, read=read))
 
     def _read(self, stored: str, *dtypes: torch.dtype) -> Tensor:
         tensor = self._file.read(stored)

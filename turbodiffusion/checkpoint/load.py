@@ -1,12 +1,13 @@
 """Strict loading of any family's checkpoint into a model, one tensor at a time.
 
 Nothing is written before every name and shape has been checked, and at no time is more than one tensor of the
-checkpoint in memory beside the model. A model built on the meta device gets its tensors on `device`, in the dtype that
-it was built with; any other keeps its own.
+checkpoint in memory beside the model; on a GPU also the next ones (`ahead.py`). A model built on the meta device gets
+its tensors on `device`, in the dtype that it was built with; any other keeps its own.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +90,18 @@ def check(model: nn.Module, checkpoint: Checkpoint, allow_missing: Sequence[str]
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missing: Sequence[str] = ()) -> float | None:
     """Returns the relative error of the weights that were rounded to 8 bits, if there were any."""
-    slots = _slots(model)
+    slots, device = _slots(model), torch.device(device)
     allowed = _check(checkpoint, slots, allow_missing)
     rounded: list[Tensor] = []  # of each weight: the squares of its error and of itself, summed
-    with torch.no_grad():
-        for name in checkpoint.shapes:
+    reading = checkpoint.ahead(device) if device.type == "cuda" else nullcontext(checkpoint)
+    with torch.no_grad(), reading as stored:
+        for name in stored.shapes:
             slot = slots[name]
             if slot.leaf is not None:
-                _put(slot.module, slot.leaf, checkpoint.read(name), device)
+                _put(slot.module, slot.leaf, stored.read(name), device)
             else:
                 assert isinstance(slot.module, QuantizedLinear)
-                rounded += _put_quantized(slot.module, checkpoint, name, device)
+                rounded += _put_quantized(slot.module, stored, name, device)
         for name in allowed:
             slot = slots[name]
             assert slot.leaf is not None
@@ -143,8 +145,9 @@ def _put(module: nn.Module, leaf: str, value: Tensor, device: Device) -> None:
     if not old.is_meta:
         old.copy_(value)
         return
-    # A copy even where nothing changes: the value may be a view of a file that someone replaces while the model lives.
-    new = value.to(device=device, dtype=old.dtype, copy=True)
+    # A copy in memory even where nothing changes: the value may be a view of a file, which someone may replace while
+    # the model lives.
+    new = value.to(device=device, dtype=old.dtype, copy=not value.is_cuda)
     setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
