@@ -1,13 +1,17 @@
 """What the scripts in benchmarks/ make and read, at sizes for a CPU; what they time needs a GPU."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from turbodiffusion import results, upkeep
+from turbodiffusion import cli, results, upkeep
 from turbodiffusion.models.text import TextConfig
 from turbodiffusion.models.vae import VAEConfig
 from turbodiffusion.models.wan import WanConfig
+from turbodiffusion.request import Request, Result
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,13 @@ def test_filled_weights_keep_the_size_of_activations(end_to_end):
     model = torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8)))
     out = end_to_end.fill(model)(torch.randn(64, 256))
     assert 0.7 < out.std() < 1.4
+
+
+def test_the_stages_of_a_cold_process_are_read_from_what_it_prints(end_to_end):
+    spent = {"load": 1.25, "text": 0.3, "diffusion": 12.0, "decode": 0.51, "encode": 0.0}
+    request = Request("a cat (of 2.5 years, large)", num_steps=4, seed=3)
+    result = Result(request, np.zeros((5, 16, 16, 3), np.uint8), b"", "cat.mp4", spent, ())
+    log = io.StringIO()
+    Console(file=log, width=40).print(cli._summary(result, 15.2), soft_wrap=True)
+    found = end_to_end.printed_stages("load 3/3\ndone nothing\n" + log.getvalue())
+    assert found == pytest.approx(spent, abs=0.05)
