@@ -198,6 +198,7 @@ def cold_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]
         seconds.append(time.perf_counter() - start)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
+        print(done.stderr, end="")  # a warning that kernels are compiled or checked again would explain much
         stages.append(printed_stages(done.stderr))
         stages[-1]["start"] = seconds[-1] - sum(stages[-1].values())
         for part, code in STARTS.items():
