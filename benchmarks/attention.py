@@ -29,16 +29,11 @@ from turbodiffusion.doctor import gpu_is_lost
 from turbodiffusion.ops.attention import sla, sla_triton
 from turbodiffusion.ops.attention.block_map_triton import choose_blocks
 from turbodiffusion.ops.attention.dense import dense_attention
-from turbodiffusion.ops.attention.linear_triton import KeyLaunch, KeyState, key_state, linear_forward
-from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, Packed, PackLaunch, pack, query_pass
+from turbodiffusion.ops.attention.linear_triton import KeyState, key_state, linear_forward
+from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, Packed, pack, query_pass
 from turbodiffusion.ops.attention.sage import quantize
 from turbodiffusion.ops.attention.sage_triton import attend_packed
-from turbodiffusion.ops.attention.sparse_triton import (
-    HOPPER_EIGHT_BITS,
-    HOPPER_SIXTEEN_BITS,
-    Launch,
-    sparse_forward,
-)
+from turbodiffusion.ops.attention.sparse_triton import Launch, fastest_launch, sparse_forward
 from turbodiffusion.ops.cases import BOUNDS, HEAD_DIM, RAGGED, Case, attention_cases, errors, poisoned
 from turbodiffusion.results import Row, write_results
 
@@ -47,35 +42,13 @@ TOPK = 0.1
 # Head dim, block of q, block of k: each is compiled anew.
 BLOCKS = ((64, 128, 64), (64, 64, 128), (128, 128, 64), (128, 64, 64))
 MODULE_TARGET_MS = 1.3
-# What --tune tries, the default first. Of the sparse kernel: 64 rows read each kept block twice as often from the L2
-# cache as 128 do; 168 registers let three programs of 4 warps share a multiprocessor, 128 two of 8 warps.
-TUNING: dict[str, tuple[Any, ...]] = {
-    "key_pass": (
-        KeyLaunch(),
-        KeyLaunch(num_stages=4),
-        KeyLaunch(count=False),
-        KeyLaunch(turn=False),
-        KeyLaunch(rows=32, programs=264, maxnreg=128),
-        KeyLaunch(rows=32, num_stages=4),
-    ),
-    "pack": (
-        PackLaunch(),
-        PackLaunch(num_stages=3),
-        PackLaunch(num_stages=1),
-        PackLaunch(together=False),
-        PackLaunch(together=False, query_warps=16, warps=4),
-    ),
-    "sparse.int8": (
-        HOPPER_EIGHT_BITS,
-        replace(HOPPER_EIGHT_BITS, pair=False),
-        replace(HOPPER_EIGHT_BITS, num_stages=3),
-        Launch(num_stages=2, pair=True),
-    ),
-    "sparse.bf16": (
-        HOPPER_SIXTEEN_BITS,
-        Launch(num_stages=2),
-        Launch(),
-    ),
+# What --tune changes of each part's launch: on another GPU than the H100 something else may be the fastest.
+_SPARSE: tuple[dict[str, Any], ...] = ({}, {"pair": False}, {"pair": True}, {"num_stages": 2}, {"num_stages": 3})
+TUNING: dict[str, tuple[dict[str, Any], ...]] = {
+    "key_pass": ({}, {"num_stages": 2}, {"num_stages": 4}, {"programs": 264}),
+    "pack": ({}, {"num_stages": 2}, {"num_stages": 4}),
+    "sparse.int8": _SPARSE,
+    "sparse.bf16": _SPARSE,
 }
 # Rows of the 480p size under the names that h200.json has them by.
 HEADLINES = {
@@ -296,21 +269,23 @@ def tune(report: Report, x: Inputs, size: str) -> None:
     kept = choose_blocks(pooled_q, keys.pooled_BHND, keys.mean_BHD, TOPK)
     term = sla_triton.linear_term(x.q, keys, packed.shift_BHL, x.bias)
 
-    def key(launch: KeyLaunch | None = None) -> KeyState:
-        return key_state(x.k, x.v, 64, x.weight, launch)
+    def key(**change: int) -> KeyState:
+        return key_state(x.k, x.v, 64, x.weight, **change)
 
-    def int8(launch: Launch) -> Tensor:
+    def int8(**change: Any) -> Tensor:
+        launch = replace(fastest_launch(packed.q, 64), **change)
         return attend_packed(packed, kept, x.q.shape, tokens, x.q.dtype, linear=term, launch=launch)
 
-    def bf16(launch: Launch) -> Tensor:
+    def bf16(**change: Any) -> Tensor:
+        launch = replace(fastest_launch(x.q, 64), **change)
         return sparse_forward(x.q, x.k, x.v, kept, 128, 64, linear=term, launch=launch)[0]
 
     # By one launch in bfloat16: what that one is off itself, `cases.py` checks.
     exact = sparse_forward(x.q, x.k, x.v, kept, 128, 64, linear=term, launch=Launch())[0]
-    runs: dict[str, tuple[Callable[[Any], Any], Callable[[Any], list[tuple[str, float, float]]]]] = {
+    runs: dict[str, tuple[Callable[..., Any], Callable[[Any], list[tuple[str, float, float]]]]] = {
         "key_pass": (key, lambda out: check_keys(x, out)),
         "pack": (
-            lambda launch: pack(x.q, x.k, x.v, keys, 128, 64, "int8", launch),
+            partial(pack, x.q, x.k, x.v, keys, 128, 64, "int8"),
             lambda out: check_packed(x, keys, *out),
         ),
         "sparse.int8": (int8, lambda out: [("output", relative_l2(out, exact), BOUNDS["int8"])]),
@@ -319,19 +294,20 @@ def tune(report: Report, x: Inputs, size: str) -> None:
     for name, (run, check) in runs.items():
         if report.only not in name:
             continue
-        for launch in TUNING[name]:
-            title = f"tune.{name}.{size} {launch}"
+        for change in TUNING[name]:
+            title = " ".join([f"tune.{name}.{size}", *(f"{field}={value}" for field, value in change.items())])
+            once = partial(run, **change)
             try:
                 with poisoned():
-                    found = check(run(launch))
+                    found = check(once())
                 wrong = [f"{part} {off:.1e} > {most:.1e}" for part, off, most in found if not off <= most]
                 if wrong:
                     report.wrong.append(f"{title}: {', '.join(wrong)}")
                     print(f"---- {report.wrong[-1]}", flush=True)
                     continue
-                report.time(title, partial(run, launch), rep=20)
+                report.time(title, once, rep=20)
                 if name == "pack":  # what the pass over the keys read last may still be in the cache
-                    report.time(f"{title} after key_pass", lambda run=run, launch=launch: (key(), run(launch)), rep=20)
+                    report.time(f"{title} after key_pass", lambda once=once: (key(), once()), rep=20)
             except Exception as failure:  # more shared memory than there is, for one: the others are still of use
                 print(f"{title}: {type(failure).__name__}: {str(failure).splitlines()[0][:100]}", flush=True)
                 stop_if_lost(failure)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from inputs import attention_inputs, projection, relative_l2, strided
 
-from turbodiffusion.ops.attention.linear_triton import KeyLaunch, key_state, linear_forward
+from turbodiffusion.ops.attention.linear_triton import key_state, linear_forward
 from turbodiffusion.ops.attention.sla import linear_attention
 
 # Kernels in the interpreter: seconds in all, too long for make test-fast.
@@ -30,14 +30,13 @@ def test_equals_the_reference(tokens, head_dim, dtype, tolerance, poisoned):
 
 @pytest.mark.parametrize("programs", [2, 6])
 @pytest.mark.parametrize("block_k", [64, 128])
-@pytest.mark.parametrize(("rows", "turn", "count"), [(64, True, True), (32, False, False)])
-def test_parts_of_the_sequence_add_up(programs, block_k, rows, turn, count, poisoned):
+def test_parts_of_the_sequence_add_up(programs, block_k, poisoned):
     """One part, and as many as there are blocks or fewer; k and v inside a larger projection."""
     kv = torch.full((1, 300, 2, 2, 80), torch.nan, device=DEVICE)
     _, kv[:, :, 0, :, :64], kv[:, :, 1, :, :64] = attention_inputs(300, 64, device=DEVICE)
     k, v = kv[..., :64].unbind(2)
     weight, _ = projection(64)
-    state = key_state(k, v, block_k, weight.to(DEVICE), KeyLaunch(programs=programs, rows=rows, turn=turn, count=count))
+    state = key_state(k, v, block_k, weight.to(DEVICE), programs=programs)
     phi = k.double().softmax(-1)
     expected = torch.einsum("bshd,bshe->bhde", phi, v.double()) @ weight.to(DEVICE).double().T
     assert relative_l2(state.state_BHDE, expected) < FLOAT32

@@ -6,7 +6,7 @@ from inputs import attention_inputs, relative_l2, strided
 
 from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.attention.linear_triton import key_state
-from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, PackLaunch, pack
+from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, pack
 from turbodiffusion.ops.attention.sage import quantize
 from turbodiffusion.ops.attention.sage import sage_attention as reference
 from turbodiffusion.ops.attention.sage_triton import attend_packed, sage_attention, sage_sparse_attention
@@ -23,13 +23,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.mark.parametrize("qk", ["int8", "fp8"])
 @pytest.mark.parametrize(("tokens", "block_q", "block_k"), [(65, 128, 64), (530, 64, 128)])
-@pytest.mark.parametrize("launch", [PackLaunch(), PackLaunch(together=False)])
-def test_values_scales_and_order_are_the_references(tokens, block_q, block_k, qk, launch, poisoned):
+def test_values_scales_and_order_are_the_references(tokens, block_q, block_k, qk, poisoned):
     """A block for each program at most, and several."""
     q, k, v = attention_inputs(tokens, 64, device=DEVICE)
     q, k, v = strided(q), strided(k), strided(v)
     state = key_state(k, v, block_k)
-    packed, pooled = pack(q, k, v, state, block_q, block_k, qk, launch)
+    packed, pooled = pack(q, k, v, state, block_q, block_k, qk)
     x = quantize(q, k, v, block_q, block_k, qk)
     scales = packed.scales
     for scale, expected in (
