@@ -1,9 +1,9 @@
 """SLA and SageSLA from their Triton kernels, and their gradients.
 
 Without a gradient the whole module is a few launches: one pass over k and v (their state, means and magnitudes), one
-over q (block means, what normalizes phi) or over each of q, k and v (8 bits, too); the choice of blocks; and the sparse
-kernel, which adds the linear term.
-With one, the two terms are functions of their own and proj_l is PyTorch's linear layer.
+over q (block means, what normalizes phi), in 8 bits over k and v again too; the choice of blocks; and the sparse
+kernel, which adds the linear term. With one, the two terms are functions of their own and proj_l is PyTorch's linear
+layer.
 """
 
 from typing import Any

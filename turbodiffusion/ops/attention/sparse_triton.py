@@ -52,10 +52,10 @@ class Launch:
     pair: bool = False  # two key blocks a step
 
 
-# By benchmarks/attention.py --tune on an H200, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
-# 1.01 ms (three programs fit a multiprocessor), where a block a step takes 1.04 and the defaults above 1.45.
+# By benchmarks/attention.py --tune on an H100, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
+# 0.977 ms (three programs fit a multiprocessor); 0.973 with three stages, 1.034 by a block a step, 1.257 by 128 rows.
 HOPPER_EIGHT_BITS = Launch(rows=64, num_stages=2, maxnreg=168, pair=True)
-# In that run 1.57 ms for bfloat16, where the defaults take 1.78.
+# In that run 1.581 ms for bfloat16; 1.731 by a block a step, 1.759 by the defaults above.
 HOPPER_SIXTEEN_BITS = Launch(num_stages=2, pair=True)
 
 
