@@ -44,7 +44,8 @@ def read(folder: Path) -> Results:
     files = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
     rows: dict[str, Mapping[str, Any]] = {}
     for name in sorted(files, key=lambda name: name == "h200.json"):
-        rows |= {row["name"]: {**row, "file": name} for row in files[name]["rows"]}
+        if name not in OTHER_GPUS:  # times of two GPUs make no ratio
+            rows |= {row["name"]: row for row in files[name]["rows"]}
     return Results(rows, files)
 
 
@@ -139,19 +140,20 @@ def stages(results: Results) -> str:
 
 
 def kernels(results: Results) -> str:
-    """The rate of each kernel and its share of the chip's limit, which its method tells."""
-    lines, files = [], set()
-    for name, row in sorted(results.rows.items()):
-        share = re.search(r"([\d.]+%) of [\d.]+$", row["method"])
-        if share and row["value"] is not None and row["better"] == "higher":
-            kernel = name.removesuffix(f".{row['unit']}")
-            error = results.value(f"{kernel}.error")
-            rate = f"{number(row['value'])} {row['unit']}"
-            lines.append([f"`{kernel}`", rate, share[1], "" if error is None else f"{error:.1e}"])
-            files.add(row["file"])
-    if not lines:
-        return MISSING.format("turbodiffusion bench ops --out benchmarks/results/h200.json")
-    return f"From {', '.join(sorted(files))}.\n\n{table(['kernel', 'rate', 'of the limit', 'error'], lines)}"
+    """The rate of each kernel and its share of the chip's limit, which its method tells; of the first file with any."""
+    for file in ("h200.json", *OTHER_GPUS):
+        rows = {row["name"]: row for row in results.files.get(file, {"rows": []})["rows"]}
+        lines = []
+        for name, row in sorted(rows.items()):
+            share = re.search(r"([\d.]+%) of [\d.]+$", row["method"])
+            if share and row["value"] is not None and row["better"] == "higher":
+                kernel = name.removesuffix(f".{row['unit']}")
+                error = rows.get(f"{kernel}.error", {}).get("value")
+                rate = f"{number(row['value'])} {row['unit']}"
+                lines.append([f"`{kernel}`", rate, share[1], "" if error is None else f"{error:.1e}"])
+        if lines:
+            return f"From {file}.\n\n{table(['kernel', 'rate', 'of the limit', 'error'], lines)}"
+    return MISSING.format("turbodiffusion bench ops --out benchmarks/results/h200.json")
 
 
 def svg(results: Results) -> str:

@@ -44,6 +44,13 @@ def test_what_is_no_video_is_refused(device: str, value: float, message: str) ->
         list(fetch(video.split(1, dim=2), new_frames(2, 4, 4, torch.device(device))))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_beyond_white_alone_are_flat(device: str) -> None:
+    video = torch.rand(1, 3, 2, 4, 4, device=device) * 50 + 2
+    with pytest.raises(OutputError, match=r"flat colour, about \[255, 255, 255\]"):
+        list(fetch(video.split(1, dim=2), new_frames(2, 4, 4, torch.device(device))))
+
+
 def test_420_is_that_of_another_converter() -> None:
     """FFmpeg's, on a smooth picture of equal columns: it puts chroma between two of them."""
     y = torch.linspace(0, 3, 48)

@@ -413,7 +413,7 @@ def test_chunks_are_smaller_where_the_gpu_is_not_empty(rcm_folder, monkeypatch):
         monkeypatch.setattr(memory, "machine", lambda *_, here=here: here)
         notices = [notice for notice in pipe._plan(job) if notice]
         assert pipe._vae.latents_per_chunk == latents
-        assert notices == [] if latents == 4 else "card is not empty: the VAE" in notices[0]
+        assert notices == [] if latents == 4 else f"at once: {latents}; loaded for this video" in notices[0]
 
 
 def test_a_pipeline_makes_its_own_model_only(rcm_folder):

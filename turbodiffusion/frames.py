@@ -69,7 +69,8 @@ def fetch(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDArray[np.
     while coming:
         yield wait()
     assert first == len(frames_FHWC), f"{first} frames came, {len(frames_FHWC)} were expected"
-    if max(high for _, high in seen) - min(low for low, _ in seen) < FLAT:
+    # As pixels: what is beyond -1 and 1 on one side alone is flat too.
+    if min(max(high for _, high in seen), 1.0) - max(min(low for low, _ in seen), -1.0) < FLAT:
         raise OutputError(
             f"every frame is one flat colour, about {frames_FHWC[0, 0, 0].tolist()}: the weights are damaged or do not "
             "belong together"

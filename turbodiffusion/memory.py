@@ -27,8 +27,8 @@ GPU_SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 140, 180)  # GiB of memory that 
 USABLE = 0.97  # of a card's memory: its driver and the desktop hold the rest
 GIB = 2**30
 SPARE = 0.1  # of a device's memory: a plan that needs more than the rest is taken only where none needs less
-# What stands beside the tensors: the CUDA context, which PyTorch does not count, and in its memory the workspaces of
-# cuBLAS and cuDNN and what the allocator rounds up.
+# What stands beside the tensors: the CUDA context, which PyTorch does not count (nor does `machine` find it free, so
+# that much is spare), and in PyTorch's memory the workspaces of cuBLAS and cuDNN and what is rounded up.
 CUDA_CONTEXT = 600_000_000
 CUDA_OVERHEAD = CUDA_CONTEXT + 600_000_000
 
@@ -126,14 +126,17 @@ def plan(job: Job, here: Machine, *, offload_text: str = "auto", held: Needs | N
     ways = known[offload_text]
     sizes = chunk_sizes(job.vae, job.width, job.height, job.transformer.kernels.vae)
     plans = {Plan(offload, size): needs(job, Plan(offload, size)) for offload in ways for size in sizes}
+    possible = {way: need for way, need in plans.items() if held or need.host <= here.host_free}
     now = min(here.free + (held.weights if held else 0), here.total)
-    least = min(need.total for need in plans.values())
+    least = min(need.total for need in (possible or plans).values())
     room = max(min(now, int(here.total * USABLE * (1 - SPARE))), least)
     need = plans[Plan(ways[-1])]
-    if room > now:
-        raise MachineError(f"{_described(job, need)}; {_memory(here)}. {_advice(job, here, offload_text)}")
-    for candidate, its_need in plans.items():
-        if its_need.total <= room and (held or its_need.host <= here.host_free):
+    if room > now and (len(possible) == len(plans) or need.total > now):
+        raise MachineError(
+            f"{_described(job, need)}; {_memory(here)}. {_advice(job, replace(here, free=now), offload_text)}"
+        )
+    for candidate, its_need in possible.items():
+        if its_need.total <= min(room, now):
             return candidate
     raise MachineError(
         f"{job.model}'s text encoder needs {_gb(need.host)} of CPU memory beside {here.name}, where "
@@ -217,7 +220,7 @@ def _advice(job: Job, here: Machine, offload_text: str = "auto") -> str:
     in_8_bits = replace(job, transformer=replace(job.transformer, quant_linear="int8_block"))
     if here.device == "cuda":
         if offload_text == "off" and needs(job, Plan(True)).total <= here.free:
-            ways.append(f"--offload-text auto ({_gb(needs(job, Plan(True)).total)})")
+            ways.append(f"--offload-text on ({_gb(needs(job, Plan(True)).total)})")
         elif job.transformer.quant_linear == "off" and needs(in_8_bits, least).total <= here.free:
             ways.append(f"8-bit weights (--quant-linear on: {_gb(needs(in_8_bits, least).total)})")
     ways.append(_card_advice(job, least))

@@ -6,9 +6,10 @@ prompt (and image), samples a latent, and decodes it while a second thread encod
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -139,6 +140,7 @@ class Pipeline:
         jobs = [_job(model, preset, request, request.size, number, place, with_kernels) for request in asked]
         offload = any(memory.plan(job, here, offload_text=offload_text).offload_text for job in jobs)
         plans = [memory.plan(job, here, offload_text="on" if offload else "off") for job in jobs]
+        largest = max(zip(jobs, plans, strict=True), key=lambda pair: memory.needs(*pair).total)
         for job in jobs:
             memory.wait(job, here, chosen=device != "auto")
         stages = _Stages(on_progress, place)
@@ -149,21 +151,22 @@ class Pipeline:
             quantized=quant_linear != "off" and wanted.quant_linear in ("auto", "on", "int8_block"),
             on_fetch=lambda file, done, total: stages.report("download", done >> 20, total >> 20),
         )
-        return cls(
-            model,
-            preset,
-            paths,
-            device=place,
-            dtype=number,
-            kinds=kinds,
-            kernels=with_kernels,
-            device_chosen=device != "auto",
-            offload_asked=offload_text,
-            offload_text=offload,
-            max_memory=max_memory,
-            memory_plan=memory.describe(jobs[0], plans[0], here),
-            stages=stages,
-        )
+        with _current(place):  # pinned memory belongs to the current GPU
+            return cls(
+                model,
+                preset,
+                paths,
+                device=place,
+                dtype=number,
+                kinds=kinds,
+                kernels=with_kernels,
+                device_chosen=device != "auto",
+                offload_asked=offload_text,
+                offload_text=offload,
+                max_memory=max_memory,
+                memory_plan=memory.describe(*largest, here),
+                stages=stages,
+            )
 
     def generate(self, request: Request, on_progress: OnProgress | None = None) -> Result:
         """Make the video of a request. The same resolved request gives the same bytes on the same device.
@@ -173,12 +176,11 @@ class Pipeline:
         is not a video.
         """
         stages = _Stages(on_progress, self.device)
-        # Triton launches on the current GPU, wherever its tensors are.
-        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
         try:
-            with here:
+            with _current(self.device):  # Triton launches there, wherever its tensors are
                 return self._generate(request, stages)
         except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors
             torch.cuda.empty_cache()
             raise MachineError(
                 f"{self.device} ran out of memory, of which another program may hold some: try a smaller resolution, "
@@ -273,7 +275,8 @@ class Pipeline:
 
     def _plan(self, job: memory.Job) -> Iterator[str | None]:
         """Give the VAE its chunk and refuse what does not fit; yields notices."""
-        held = memory.needs(job, memory.Plan(self._offload_text))
+        loaded = replace(job, transformer=replace(job.transformer, quant_linear=self._built.quant_linear))
+        held = memory.needs(loaded, memory.Plan(self._offload_text))
         if not self._experts:
             held = replace(held, transformer=0)
         here = memory.machine(self.device, self._max_memory)
@@ -283,8 +286,8 @@ class Pipeline:
         yield memory.wait(job, here, chosen=self._device_chosen)
         if plan.latents_per_chunk != alone.latents_per_chunk:
             yield (
-                f"{here.name} is not empty: the VAE decodes {plan.latents_per_chunk} latent frames at once and not "
-                f"{alone.latents_per_chunk}, which may change the pictures' last bits"
+                f"latent frames that the VAE decodes at once: {plan.latents_per_chunk}; loaded for this video alone on "
+                f"an empty {here.name} it would be {alone.latents_per_chunk}, so the pictures' last bits may differ"
             )
 
     # ---- stages ----
@@ -376,16 +379,21 @@ class Pipeline:
                     encoding = []
                     for planes in fetch(self._vae.decode_chunks(latent_BCTHW), frames):
                         encoding.append(pool.submit(encoder.add, planes))
+                        if encoding[0].done():  # a failure is told now, not after all frames
+                            encoding.pop(0).result()
                         step()
                 with stages.run("encode", 1) as step:
+                    finished = pool.submit(encoder.finish)
+                    # Kept in ordinary memory: the next video takes the pinned one.
+                    kept = frames.numpy().copy() if frames.is_pinned() else frames.numpy()
                     for chunk in encoding:
                         chunk.result()
-                    mp4 = pool.submit(encoder.finish).result()
+                    mp4 = finished.result()
                     step()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return frames.numpy(), mp4
+        return kept, mp4
 
 
 class _Stages:
@@ -420,6 +428,11 @@ class _Stages:
         """Wait for the GPU, whose work is queued: else a stage would pay for the one before."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _as_loaded(request: Request, kinds: Kinds, kernels: Kernels) -> Request:

@@ -380,6 +380,7 @@ def test_misshapen_inputs_are_refused():
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_the_network_has_a_tangent_in_place_and_time():
     """Forward mode, as rCM's consistency loss asks for it, against a central difference."""
     torch.manual_seed(0)

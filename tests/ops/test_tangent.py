@@ -9,6 +9,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from turbodiffusion.ops.attention.dense import attention_tangent, dense_attention
 
+# PyTorch's own: its forward mode compiles decompositions.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,6 +71,10 @@ def test_dual_tensors_carry_it_through_dense_attention(impl, which):
 
 def test_refusals():
     x = inputs(4, 64)
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="has no gradient, but q_BLHD requires one"):
+        dense_attention(forward_ad.make_dual(x[0].clone().requires_grad_(), x[3]), *x[1:3])
+    with pytest.raises(ValueError, match=r"forward_ad, not torch\.func's"):
+        torch.func.jvp(lambda q: dense_attention(q, *x[1:3], impl="cudnn"), x[:1], x[3:4])
     with pytest.raises(ValueError, match=r"dv_BSHD must be \[B=1, S=4, H=2, D=64\], got \[1, 3, 2, 64\]"):
         attention_tangent(*x[:5], x[5][:, :3])
     with pytest.raises(ValueError, match="takes a head dim of 32, 64, 128, got 16; use 'reference'"):

@@ -171,7 +171,7 @@ def test_times_are_shifted_toward_noise() -> None:
         assert times.min() > 0 and times.max() < 1
         assert times.median().item() == pytest.approx(shift / (1 + shift), abs=0.01)
     mixed = flow.draw_times(generator, 100_000, flow.FlowRecipe().shifts, torch.device("cpu"))
-    assert (mixed > 0.974).float().mean().item() == pytest.approx(0.07, abs=0.01)  # as the module's docstring says
+    assert (mixed > 0.97).float().mean().item() == pytest.approx(0.083, abs=0.005)  # as the module's docstring says
 
 
 def test_latent_frames_know_where_the_subject_was() -> None:

@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -27,7 +27,8 @@ class _Lane(threading.local):
 
     def __init__(self, device: torch.device) -> None:
         on_gpu = device.type == "cuda"
-        self.memory = torch.empty(PIECE, dtype=torch.uint8, pin_memory=on_gpu)
+        with torch.cuda.device(device) if on_gpu else nullcontext():  # else pinning would start the first GPU too
+            self.memory = torch.empty(PIECE, dtype=torch.uint8, pin_memory=on_gpu)
         self.stream = torch.cuda.Stream(device) if on_gpu else None
 
     def carry(self, source: NDArray[np.uint8], target: Tensor, main: torch.cuda.Stream | None) -> None:

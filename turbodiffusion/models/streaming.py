@@ -74,7 +74,7 @@ class LayerStream:
                 yield number
                 used[number % 2].record(main)
         finally:
-            main.wait_stream(side)  # before the buffers' memory is anyone else's
+            side.synchronize()  # before the buffers' memory is anyone else's, and the layers' is let go of
 
     def _rest(self, layer: nn.Module) -> Tensor:
         """The layer's tensors moved into one piece of CPU memory."""

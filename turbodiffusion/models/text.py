@@ -197,7 +197,8 @@ class TextEncoder(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextEncoder":
         """Called by `to`, `cuda`, `half` and the like."""
-        assert self._streamed is None, "an encoder that was offloaded stays where it is"
+        if self._streamed is not None:
+            raise ValueError("a text encoder that was offloaded cannot be moved")
         self._forget()
         return super()._apply(fn, recurse)
 

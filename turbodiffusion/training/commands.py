@@ -105,7 +105,7 @@ def train_flow(
     scenes = runs.demo_world(atlas, device, side)
     tokenizer = runs.vocabulary(run, start, scenes.subjects, demo.text)
     bank = LatentBank(scenes, runs.read_vae(vae_run, device), tokenizer, size=clips, fresh=fresh, seed=100 + rank)
-    recipe = flow.FlowRecipe(batch=batch, compile=compile)
+    recipe = flow.FlowRecipe(batch=batch, compile=compile, shifts=(1.0, demo.shift or 1.0, 16.0))
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, muon=True)
     weights = runs.read_weights(start) if start else None
     trainer = flow.train_flow(bank, demo.transformer, demo.text, recipe, schedule, run, start=weights)

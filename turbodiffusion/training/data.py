@@ -51,7 +51,8 @@ class ClipBank:
     def crops(self, rng: np.random.Generator, count: int, side: int, on_subject: float = 0.0) -> Tensor:
         """`count` whole-length crops of side x side pixels, each of another random clip; float32 in [-1, 1].
 
-        A share `on_subject` of them has its middle where the subject is at some moment.
+        A share `on_subject` of them has its middle where the subject is at some moment, as near as the picture's edge
+        allows.
         """
         clips, _, _, height, width = self.video_BCFHW.shape
         out = []

@@ -7,7 +7,7 @@ Times are logit-normal (arXiv 2403.03206), shifted toward noise by one of `shift
 which way it goes fills thousands of latent numbers, so that a noisy latent tells it up to t = 0.97: only beyond is
 there anything to learn from the caption's "to the left". A shift of 3, the sampler's, puts 0.9% of the times there, and
 a teacher trained with it alone had not learned directions after 340,000 clips; a third of them at a shift of 16 makes
-it 7%. A third without a shift is for outlines and eyes, which are drawn below t = 0.5.
+it 8%. A third without a shift is for outlines and eyes, which are drawn below t = 0.5.
 
 The subject covers an eighth of the picture and is most of what a person looks at: its latents weigh more in the loss.
 """
@@ -107,6 +107,7 @@ def train_flow(
     trainer = Trainer(nn.ModuleDict({"transformer": transformer, "text": text}), schedule, run)
     if not trainer.resume() and start is not None:
         trainer.warm_start(trainer.modules.state_dict() | start)
-    bank.advance(trainer.step)  # now: the leg's minutes are those of its steps
+    if trainer.step != trainer.schedule.steps:
+        bank.advance(trainer.step)  # now: the leg's minutes are those of its steps
     trainer.fit(make_loss(transformer, text, bank, recipe), sheet)
     return trainer

@@ -86,7 +86,7 @@ def start_distributed() -> torch.device:
 
 def _is_inner(name: str, p: Tensor) -> bool:
     """Whether a parameter is a product's or a convolution's weight between two layers: no embedding, no table, no way
-    in or out (`conv1` is the first layer of the VAE's every part)."""
+    in or out (`conv1`: the first layers of the VAE's encoder and decoder, and the last of its encoder)."""
     outer = ("shared", "embed", "bias", "modulation", "head", "time_projection", "gamma", "conv1")
     return p.ndim >= 2 and not any(word in name for word in outer)
 

@@ -22,6 +22,7 @@ from turbodiffusion.ops.contract import (
     at_least_float32,
     check_dtype,
     check_layout,
+    check_no_grad,
     check_triton,
     choose,
 )
@@ -41,7 +42,8 @@ def dense_attention(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, *, impl: str
 
     "reference" writes the softmax out in float32 and holds all L x S scores; "sdpa" is PyTorch's fused attention, and
     "cudnn" the same with cuDNN's kernel before the others, for what it takes (bfloat16 and float16 on a GPU).
-    Of dual tensors the result is dual, by `attention_tangent`: "cudnn" takes its kernel, the others its reference.
+    Of dual tensors the result is dual, by `attention_tangent` and without a gradient: "cudnn" takes its kernel, which
+    knows no `torch.func`, the others its reference.
     Raises ValueError for shapes or dtypes that do not agree.
     """
     check_layout("dense_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
@@ -51,6 +53,7 @@ def dense_attention(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, *, impl: str
     if not torch.compiler.is_compiling():
         primals, tangents = zip(*(forward_ad.unpack_dual(x) for x in (q_BLHD, k_BSHD, v_BSHD)), strict=True)
         if any(tangent is not None for tangent in tangents):
+            check_no_grad("dense_attention of dual tensors", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
             moved = (torch.zeros_like(x) if dx is None else dx for x, dx in zip(primals, tangents, strict=True))
             by = "triton" if impl == "cudnn" else "reference"
             return forward_ad.make_dual(*attention_tangent(*primals, *moved, impl=by))
@@ -118,6 +121,10 @@ def _tangent_reference(
 
 
 def _tangent_triton(q_BLHD: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(x) for x in (q_BLHD, *others)):
+        raise ValueError(
+            "attention_tangent: impl 'triton' takes dual tensors of torch.autograd.forward_ad, not torch.func's"
+        )
     check_triton("attention_tangent", q_BLHD=q_BLHD)
     if q_BLHD.shape[-1] not in HEAD_DIMS:
         raise ValueError(
