@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from turbodiffusion.doctor import gpu_is_lost
 from turbodiffusion.ops.attention import sla, sla_triton
 from turbodiffusion.ops.attention.block_map_triton import choose_blocks
-from turbodiffusion.ops.attention.dense import dense_attention
+from turbodiffusion.ops.attention.dense import attention_tangent, dense_attention
 from turbodiffusion.ops.attention.linear_triton import KeyState, key_state, linear_forward
 from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, Packed, pack, query_pass
 from turbodiffusion.ops.attention.sage import quantize
@@ -199,6 +199,18 @@ def time_all(report: Report, x: Inputs, size: str) -> None:
     report.time(f"cudnn.dense.{size}", cudnn, dense_tflop)
     if size == "480p":
         time_gradients(report, x, kept, tflop, size)
+        time_tangent(report, x, dense_tflop, size)
+
+
+def time_tangent(report: Report, x: Inputs, dense_tflop: float, size: str) -> None:
+    """Dense attention with its derivative along a direction: six products where attention has two."""
+    whole = (x.q, x.k, x.v, x.v, x.q, x.k)
+    ragged = [y[:, :780] for y in whole]
+    made, exact = attention_tangent(*ragged, impl="triton"), attention_tangent(*(y.float() for y in ragged))
+    off = max(relative_l2(a, b) for a, b in zip(made, exact, strict=True))
+    report.add("error.tangent", off, "relative L2", "lower", BOUNDS["bf16"], "against float32, 780 tokens")
+    report.wrong += [] if off <= BOUNDS["bf16"] else ["tangent"]
+    report.time(f"tangent.{size}", lambda: attention_tangent(*whole, impl="triton"), 3 * dense_tflop)
 
 
 def time_gradients(report: Report, x: Inputs, kept: Tensor, tflop: float, size: str) -> None:

@@ -76,7 +76,9 @@ def test_kill_9_at_any_moment_leaves_no_half_video(tiny_model, tmp_path):
         time.sleep(whole * moments.uniform(0.2, 1.05))
         process.kill()
         process.communicate()
-    videos(tmp_path / "o")
+    whole_ones = videos(tmp_path / "o")
+    subprocess.run(command(tiny_model, tmp_path / "o"), check=True, capture_output=True)
+    assert len(videos(tmp_path / "o")) == len(whole_ones) + 1  # what the killed ones left is in nobody's way
 
 
 SAVE_LOOP = """

@@ -33,7 +33,7 @@ class TextConfig:
 
 
 class Norm(nn.Module):
-    """RMS norm, its mean in float32."""
+    """RMS norm with its mean in float32, rounded before the weight is applied: `nn.norm.RMSNorm` rounds after it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
