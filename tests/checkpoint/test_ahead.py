@@ -29,9 +29,10 @@ def tensors():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_byte_comes(small, device):
+@pytest.mark.parametrize("inference", [False, True])
+def test_every_byte_comes(small, device, inference):
     stored = tensors()
-    with ahead(stored.__getitem__, list(stored), torch.device(device)) as read:
+    with torch.inference_mode(inference), ahead(stored.__getitem__, list(stored), torch.device(device)) as read:
         for name, expected in stored.items():
             tensor = read(name)
             assert tensor.device.type == device and tensor.dtype == expected.dtype

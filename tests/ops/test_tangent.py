@@ -78,4 +78,4 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"dv_BSHD must be \[B=1, S=4, H=2, D=64\], got \[1, 3, 2, 64\]"):
         attention_tangent(*x[:5], x[5][:, :3])
     with pytest.raises(ValueError, match="takes a head dim of 32, 64, 128, got 16; use 'reference'"):
-        attention_tangent(*inputs(4, 16), impl="triton")
+        attention_tangent(*inputs(4, 16, device=DEVICE), impl="triton")

@@ -35,13 +35,14 @@ class _Lane(threading.local):
         """Copy bytes, PIECE at most; done when it returns."""
         piece = self.memory[: len(source)]
         np.copyto(piece.numpy(), source)  # without the interpreter's lock, which NumPy releases
-        if self.stream is None or main is None:
-            target.copy_(piece)
-            return
-        self.stream.wait_stream(main)  # the target's memory may have been freed by work that is still queued
-        with torch.cuda.stream(self.stream):
-            target.copy_(piece, non_blocking=True)
-        self.stream.synchronize()
+        with torch.inference_mode(target.is_inference()):  # which a thread does not have from the one that started it
+            if self.stream is None or main is None:
+                target.copy_(piece)
+                return
+            self.stream.wait_stream(main)  # the target's memory may have been freed by work that is still queued
+            with torch.cuda.stream(self.stream):
+                target.copy_(piece, non_blocking=True)
+            self.stream.synchronize()
 
 
 @contextmanager
