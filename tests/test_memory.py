@@ -106,7 +106,7 @@ def test_work_of_one_forward_and_of_decoding():
         (12, Plan(True, 2), 8.4),
         (16, Plan(True, 4), 11.9),
         (24, Plan(False, 2), 19.0),
-        (48, Plan(False, 4), 22.5),
+        (48, Plan(False, 4, True), 24.9),
     ],
 )
 def test_1_3b_at_480p_fits_a_card_of_8_gib(gib, expected, peak):
@@ -122,10 +122,21 @@ def test_1_3b_at_480p_fits_a_card_of_8_gib(gib, expected, peak):
 
 
 def test_the_text_encoder_is_where_the_user_wants_it():
-    assert plan(QUICK, gpu(140), offload_text="on") == Plan(True, 4)
+    assert plan(QUICK, gpu(140), offload_text="on") == Plan(True, 4, True)
     assert plan(QUICK, gpu(24), offload_text="off") == Plan(False, 2)
     with pytest.raises(MachineError, match=r"What works: --offload-text on \(6\.7 GiB\), or a GPU with 24 GiB"):
         plan(QUICK, gpu(12), offload_text="off")
+
+
+def test_graphs_keep_the_working_memory_of_a_forward():
+    """So it stands beside the VAE's and not in its place; where there is no room for both, nothing is replayed."""
+    launched, replayed = (needs(QUICK, Plan(True, 1, graphs)) for graphs in (False, True))
+    forward = replayed.total - launched.total
+    assert 1 * GIB < forward < 3 * GIB
+    ample = next(gib for gib in range(8, 100) if plan(QUICK, gpu(gib)).graphs)
+    assert needs(QUICK, plan(QUICK, gpu(ample))).total <= 0.9 * 0.97 * ample * GIB
+    assert "replayed as CUDA graphs" in describe(QUICK, plan(QUICK, gpu(ample)), gpu(ample))
+    assert not plan(replace(QUICK, device="cpu"), cpu(100)).graphs
 
 
 def test_two_layers_are_on_the_gpu_while_a_prompt_is_encoded():

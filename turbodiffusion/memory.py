@@ -63,6 +63,7 @@ class Plan:
 
     offload_text: bool = False  # the text encoder rests in CPU memory and passes through the device layer by layer
     latents_per_chunk: int = 1  # that the VAE codes at once
+    graphs: bool = False  # forwards are replayed as CUDA graphs, which keep their working memory
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def needs(job: Job, plan: Plan = Plan()) -> Needs:
     if plan.offload_text:
         streamed = 2 * _text_layer_bytes(job.text, job.dtype)
     away = text if plan.offload_text and job.device == "cuda" else 0
-    activations = max(streamed, _transformer_activations(job), _vae_activations(job, plan.latents_per_chunk))
+    denoising, decoding = _transformer_activations(job), _vae_activations(job, plan.latents_per_chunk)
+    activations = denoising + max(streamed, decoding) if plan.graphs else max(streamed, denoising, decoding)
     return Needs(
         job.experts * transformer_bytes(job.transformer, job.dtype),
         text - away,
@@ -114,7 +116,7 @@ def needs(job: Job, plan: Plan = Plan()) -> Needs:
 
 
 def plan(job: Job, here: Machine, *, offload_text: str = "auto", held: Needs | None = None) -> Plan:
-    """The quickest plan that fits: rather the text encoder at hand than a larger chunk of the VAE.
+    """The quickest plan that fits: the text encoder at hand, then a larger chunk of the VAE, then graphs.
 
     offload_text: "on", "off", or "auto" for where there is no room. held: what is loaded already. The chunk's size
     changes the last bits of a video, so it follows from the device's whole memory, the same every time; less is taken
@@ -137,7 +139,8 @@ def plan(job: Job, here: Machine, *, offload_text: str = "auto", held: Needs | N
         )
     for candidate, its_need in possible.items():
         if its_need.total <= min(room, now):
-            return candidate
+            replayed = replace(candidate, graphs=job.device == "cuda")
+            return replayed if needs(job, replayed).total <= min(room, now) else candidate
     raise MachineError(
         f"{job.model}'s text encoder needs {_gb(need.host)} of CPU memory beside {here.name}, where "
         f"{_gb(here.host_free)} are free. What works: {_card_advice(job, Plan())} and --offload-text off"
@@ -148,7 +151,8 @@ def describe(job: Job, plan: Plan, here: Machine) -> str:
     """A plan in one line, for people."""
     text = "the text encoder rests in CPU memory" if plan.offload_text else "every part stays there"
     chunk = f"the VAE decodes {plan.latents_per_chunk} latent frame{'s' if plan.latents_per_chunk > 1 else ''} at once"
-    return f"at most {_gb(needs(job, plan).total)} of {here.name}'s {_gb(here.total)}: {text}, {chunk}"
+    graphs = ", forwards are replayed as CUDA graphs" if plan.graphs else ""
+    return f"at most {_gb(needs(job, plan).total)} of {here.name}'s {_gb(here.total)}: {text}, {chunk}{graphs}"
 
 
 def flops(job: Job) -> float:

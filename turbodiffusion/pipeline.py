@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from turbodiffusion.errors import MachineError, OutputError, RequestError
 from turbodiffusion.frames import fetch, new_frames
 from turbodiffusion.image import adaptive_size, fit, load_image
 from turbodiffusion.kinds import Kinds, choose_device, choose_dtype, choose_kernels, choose_linears, eight_bits, fitting
+from turbodiffusion.models.graphs import Graphs
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.ops.kernels import REFERENCE, Kernels
@@ -36,6 +38,8 @@ from turbodiffusion.request import SPARSE_ATTENTION, OnProgress, Progress, Reque
 from turbodiffusion.sampling import Denoise, State, flow_times, rcm_times, sample_flow, sample_rcm
 
 log = logging.getLogger(__name__)
+
+LAUNCHED = 4  # forwards before a graph is made of one: a distilled video's, which may be all that a process is for
 
 
 class Pipeline:
@@ -67,6 +71,7 @@ class Pipeline:
         self.memory_plan, self._max_memory = memory_plan, max_memory
         self._offload_asked, self._offload_text = offload_asked, offload_text
         self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
+        self._graphs, self._graphs_of = Graphs(), (0, 0, 0, False)
         with stages.run("load", 2 + preset.experts) as step:
             words, weights = paths["tokenizer"], paths["text"]
             self._prompts = Prompts(preset.text, words, weights, device=device, dtype=dtype, offload=offload_text)
@@ -181,6 +186,7 @@ class Pipeline:
                 return self._generate(request, stages)
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
+            self._graphs.forget()
             torch.cuda.empty_cache()
             raise MachineError(
                 f"{self.device} ran out of memory, of which another program may hold some: try a smaller resolution, "
@@ -252,6 +258,7 @@ class Pipeline:
             kinds.attention_type in SPARSE_ATTENTION and self._built.attention_type not in SPARSE_ATTENTION
         )
         old, self._experts = self._experts, ()
+        self._graphs.forget()
         with stages.run("load", self.preset.experts) as step:
             if old and not new_tensors:
                 self._experts = tuple(self._over(expert, kinds) for expert in old)
@@ -283,6 +290,10 @@ class Pipeline:
         plan = memory.plan(job, here, offload_text="on" if self._offload_text else "off", held=held)
         alone = memory.plan(job, replace(here, free=here.total), offload_text=self._offload_asked, held=held)
         self._vae.latents_per_chunk = plan.latents_per_chunk
+        form = (job.num_frames, job.height, job.width, plan.graphs)
+        if form != self._graphs_of:  # else they would keep the memory of two sizes
+            self._graphs.forget()
+            self._graphs_of = form
         yield memory.wait(job, here, chosen=self._device_chosen)
         if plan.latents_per_chunk != alone.latents_per_chunk:
             yield (
@@ -347,19 +358,23 @@ class Pipeline:
 
     def _denoiser(self, request: Request, states: list[Tensor], condition: Tensor | None) -> Denoise:
         """The velocity, by the expert for its time, under guidance where there are states of a negative prompt."""
-        contexts: dict[WanTransformer, list[Context]] = {}
+        contexts: dict[int, list[Context]] = {}
+        *_, replayed = self._graphs_of
+        run = partial(self._graphs, after=LAUNCHED if replayed else None)
+        run_once = partial(self._graphs, after=len(states) if replayed else None)
 
         def denoise(x_BCTHW: Tensor, t: float) -> Tensor:
             low = request.boundary is not None and t < request.boundary
-            expert = self._experts[1 if low else 0]
-            if expert not in contexts:
+            k = 1 if low else 0
+            expert = self._experts[k]
+            if k not in contexts:
                 contexts.clear()  # the high-noise expert's are not needed again
-                contexts[expert] = [expert.encode_context(states_BSE) for states_BSE in states]
+                contexts[k] = [run_once(("context", k), expert.encode_context, each) for each in states]
             x_BCTHW = x_BCTHW.float()
             if condition is not None:
                 x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
             t_B = torch.full((1,), 1000 * t, dtype=torch.float32, device=self.device)
-            velocity, *unwanted = (expert(x_BCTHW, t_B, context) for context in contexts[expert])
+            velocity, *unwanted = (run(("velocity", k), expert, x_BCTHW, t_B, context) for context in contexts[k])
             if unwanted:
                 assert request.guidance is not None
                 velocity = unwanted[0] + request.guidance * (velocity - unwanted[0])

@@ -249,7 +249,7 @@ def test_a_graph_gives_what_the_launches_give():
             ids = torch.randint(3, 512, (1, 12), device="cuda")
             mask = (torch.arange(12, device="cuda") < length).long()[None]
             torch.testing.assert_close(encoder(ids, mask), encoder._encode(ids, mask), atol=0, rtol=0)
-        assert encoder._graphs[1, 12] is not None
+        assert len(encoder._graphs) == 1
 
 
 PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -13,7 +13,6 @@ Suffixes: B batch, S text tokens, E d_model.
 import html
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.models.graphs import Graphs
 from turbodiffusion.models.streaming import LayerStream
 from turbodiffusion.models.umt5 import BUCKETS, Stack, TextConfig, buckets, spread, table
 
@@ -98,8 +98,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = config
         self._streamed: LayerStream | None = None
-        self._graphs: dict[tuple[int, ...], _Captured | None] = {}
-        self._pool: Any = None
+        self._graphs = Graphs()
         self._captured_at = 0
         self._bucket_tables: dict[tuple[int, torch.device], Tensor] = {}
         with torch.device(device or "cpu"):
@@ -118,8 +117,14 @@ class TextEncoder(nn.Module):
         """
         length = self._length(mask_BS)
         ids, mask = ids_BS[:, :length], mask_BS[:, :length]
-        graphs = ids.is_cuda and torch.is_inference_mode_enabled() and self._streamed is None
-        states_BSE = self._replay(ids, mask) if graphs else self._encode(ids, mask)
+        if ids.is_cuda and torch.is_inference_mode_enabled() and self._streamed is None:
+            here = next(self.parameters()).data_ptr()
+            if here != self._captured_at:
+                self._forget()
+                self._captured_at = here
+            states_BSE = self._graphs("encode", self._encode, ids, mask)
+        else:
+            states_BSE = self._encode(ids, mask)
         return pad(states_BSE, (0, 0, 0, ids_BS.shape[1] - length))
 
     def offload(self, device: torch.device | str) -> None:
@@ -159,41 +164,10 @@ class TextEncoder(nn.Module):
                 self._bucket_tables[length, device] = buckets(length, device)
         return self._bucket_tables[length, device]
 
-    def _replay(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """`_encode` from its CUDA graph. The first call of a shape runs without: weights that are on the GPU for one
-        prompt alone are not worth a capture."""
-        here = next(self.parameters()).data_ptr()
-        if here != self._captured_at:
-            self._forget()
-            self._captured_at = here
-        shape = tuple(ids_BS.shape)
-        if shape not in self._graphs:
-            self._graphs[shape] = None
-            return self._encode(ids_BS, mask_BS)
-        captured = self._graphs[shape] = self._graphs[shape] or self._capture(ids_BS, mask_BS)
-        captured.ids_BS.copy_(ids_BS)
-        captured.mask_BS.copy_(mask_BS)
-        captured.graph.replay()
-        return captured.states_BSE.clone()
-
-    def _capture(self, ids_BS: Tensor, mask_BS: Tensor) -> "_Captured":
-        ids_BS, mask_BS = ids_BS.clone(), mask_BS.clone()
-        stream = torch.cuda.Stream(ids_BS.device)
-        stream.wait_stream(torch.cuda.current_stream(ids_BS.device))
-        with torch.cuda.stream(stream):
-            self._encode(ids_BS, mask_BS)  # libraries set themselves up outside the graph
-        torch.cuda.current_stream(ids_BS.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()  # one for all: no two graphs run at a time
-        # thread_local: another thread may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            states_BSE = self._encode(ids_BS, mask_BS)
-        return _Captured(graph, ids_BS, mask_BS, states_BSE)
-
     def _forget(self) -> None:
         """Drop graphs and tables, which hold addresses of this device."""
-        self._graphs, self._bucket_tables = {}, {}
-        self._pool, self._captured_at = None, 0
+        self._graphs.forget()
+        self._bucket_tables, self._captured_at = {}, 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextEncoder":
         """Called by `to`, `cuda`, `half` and the like."""
@@ -201,16 +175,6 @@ class TextEncoder(nn.Module):
             raise ValueError("a text encoder that was offloaded cannot be moved")
         self._forget()
         return super()._apply(fn, recurse)
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A graph, the tensors that it reads and the one that it writes."""
-
-    graph: Any
-    ids_BS: Tensor
-    mask_BS: Tensor
-    states_BSE: Tensor
 
 
 def train_tokenizer(captions: Iterable[str], path: str | Path, vocab_size: int = 4096) -> None:

@@ -14,7 +14,7 @@ q, k and v, and gate and residual are part of the product before them.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -91,21 +91,11 @@ class WanConfig:
         return self.dim // self.num_heads
 
 
-@dataclass(frozen=True)
-class CrossKeyValue:
-    """Keys and values of one block's cross attention; the image's only where WanConfig.image_dim is set."""
-
-    k: Tensor  # [B, S, H, D]
-    v: Tensor
-    k_image: Tensor | None = None  # [B, N, H, D]
-    v_image: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the network reads of a prompt (and image), one entry a block: the same at every step of a video."""
-
-    blocks: tuple[CrossKeyValue, ...]
+# Keys and values of a block's cross attention, [B, S, H, D] each: of the text, then [B, N, H, D] of the image where
+# WanConfig.image_dim is set.
+KeyValues = tuple[Tensor, ...]
+# What the network reads of a prompt (and image), one entry a block: the same at every step of a video.
+Context = tuple[KeyValues, ...]
 
 
 class SelfAttention(nn.Module):
@@ -168,24 +158,25 @@ class CrossAttention(nn.Module):
             self.k_img, self.v_img = (_linear(config, dim, dim, device=device, dtype=dtype) for _ in range(2))
             self.norm_k_img = RMSNorm(dim, eps, impl=impl, device=device)
 
-    def key_value(self, text_BSM: Tensor, image_BNM: Tensor | None) -> CrossKeyValue:
+    def key_value(self, text_BSM: Tensor, image_BNM: Tensor | None) -> KeyValues:
         k_BSHD = self.norm_k(self.k(text_BSM)).unflatten(-1, (self.num_heads, -1))
         v_BSHD = self.v(text_BSM).unflatten(-1, (self.num_heads, -1))
         if image_BNM is None:
-            return CrossKeyValue(k_BSHD, v_BSHD)
+            return k_BSHD, v_BSHD
         k_image_BNHD = self.norm_k_img(self.k_img(image_BNM)).unflatten(-1, (self.num_heads, -1))
         v_image_BNHD = self.v_img(image_BNM).unflatten(-1, (self.num_heads, -1))
-        return CrossKeyValue(k_BSHD, v_BSHD, k_image_BNHD, v_image_BNHD)
+        return k_BSHD, v_BSHD, k_image_BNHD, v_image_BNHD
 
-    def forward(self, x_BLM: Tensor, kv: CrossKeyValue) -> Tensor:
+    def forward(self, x_BLM: Tensor, kv: KeyValues) -> Tensor:
         return self.o(self.attend(self.q(x_BLM), kv))
 
-    def attend(self, q_BLM: Tensor, kv: CrossKeyValue) -> Tensor:
+    def attend(self, q_BLM: Tensor, kv: KeyValues) -> Tensor:
         """[B, L, M] from the product of q."""
         q_BLHD = self.norm_q(q_BLM).unflatten(-1, (self.num_heads, -1))
-        out_BLHD = dense_attention(q_BLHD, kv.k, kv.v, impl=self.dense)
-        if kv.k_image is not None and kv.v_image is not None:
-            out_BLHD = out_BLHD + dense_attention(q_BLHD, kv.k_image, kv.v_image, impl=self.dense)
+        k_BSHD, v_BSHD, *of_image = kv
+        out_BLHD = dense_attention(q_BLHD, k_BSHD, v_BSHD, impl=self.dense)
+        if of_image:
+            out_BLHD = out_BLHD + dense_attention(q_BLHD, *of_image, impl=self.dense)
         return out_BLHD.flatten(-2)
 
 
@@ -206,7 +197,7 @@ class Block(nn.Module):
         )
         self.modulation = nn.Parameter(torch.empty(1, 6, config.dim, device=device, dtype=torch.float32))
 
-    def forward(self, x_BLM: Tensor, modulation_6BM: Tensor, turns: Tensor, kv: CrossKeyValue) -> Tensor:
+    def forward(self, x_BLM: Tensor, modulation_6BM: Tensor, turns: Tensor, kv: KeyValues) -> Tensor:
         if self.row_dtype is not None and self.self_attn.joined:
             return self._rows(x_BLM, self.row_dtype, modulation_6BM, turns, kv)
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation_6BM.unbind()
@@ -218,7 +209,7 @@ class Block(nn.Module):
         y_BLM = self.ffn(modulated_layer_norm(x_BLM, ffn_shift, ffn_scale, self.eps, impl=impl))
         return add_gated(x_BLM, y_BLM.to(x_BLM.dtype), ffn_gate, impl=impl)
 
-    def _rows(self, x_BLM: Tensor, to: torch.dtype, modulation_6BM: Tensor, turns: Tensor, kv: CrossKeyValue) -> Tensor:
+    def _rows(self, x_BLM: Tensor, to: torch.dtype, modulation_6BM: Tensor, turns: Tensor, kv: KeyValues) -> Tensor:
         """`forward` with activations in 8 bits, of dtype `to`, between the products and what surrounds them."""
         shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation_6BM.unbind()
         norm, impl, dtype = self.kernels.norm, self.kernels.linear, x_BLM.dtype
@@ -351,7 +342,7 @@ class WanTransformer(nn.Module):
         text_BSM = self.text_embedding(text_BSE.to(self.dtype))
         image_BNM = None if image_BNE is None else self.img_emb(image_BNE.to(self.dtype))
         blocks = cast("Iterable[Block]", self.blocks)
-        return Context(tuple(block.cross_attn.key_value(text_BSM, image_BNM) for block in blocks))
+        return tuple(block.cross_attn.key_value(text_BSM, image_BNM) for block in blocks)
 
     def time_modulation(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """The time as the head reads it, [B, M], and as the blocks do, [B, 6, M]; float32, of t_B alone."""
@@ -381,14 +372,19 @@ class WanTransformer(nn.Module):
         grid = (x_BCTHW.shape[2], x_BCTHW.shape[3] // PATCH, x_BCTHW.shape[4] // PATCH)
 
         time_BM, time_B6M = self.time_modulation(t_B)
-        # A cache keyed by sizes cannot be traced: under torch.compile the operator runs once a forward.
-        make_turns = video_turns if torch.compiler.is_compiling() else _cached_turns
+        make_turns: Callable[..., Tensor]
+        if torch.compiler.is_compiling():
+            make_turns = video_turns  # a cache keyed by sizes cannot be traced: the operator runs once a forward
+        elif x_BCTHW.is_cuda and torch.cuda.is_current_stream_capturing():
+            make_turns = _turns  # as part of the graph: what the cache holds may be gone when it is replayed
+        else:
+            make_turns = _cached_turns
         turns = make_turns(*grid, config.head_dim, x_BCTHW.device)
         x_BLM = self.patch_embedding(patchify(x_BCTHW).to(self.dtype)).to(self.dtype)
         blocks = cast("Iterable[Block]", self.blocks)
         # One sum for all blocks, [N, 6, B, M] with N blocks, instead of one small one in each.
         modulations = torch.stack([block.modulation[0] for block in blocks])[:, :, None] + time_B6M.transpose(0, 1)
-        for block, modulation_6BM, kv in zip(blocks, modulations, context.blocks, strict=True):
+        for block, modulation_6BM, kv in zip(blocks, modulations, context, strict=True):
             x_BLM = block(x_BLM, modulation_6BM, turns, kv)
         with no_autocast(x_BLM.device):
             patches_BLP = self.head(x_BLM, time_BM)
@@ -403,12 +399,19 @@ def sinusoid(t_B: Tensor, freq_dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1).float()
 
 
+def _turns(time: int, height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
+    """RoPE's cosines and sines for a size of video.
+
+    Not as the operator: outside of torch.compile its first call imports the compiler, for a second and more.
+    """
+    return rope_turns(rope_angles((time, height, width), head_dim, device=device))
+
+
 @lru_cache(maxsize=4)
 def _cached_turns(time: int, height: int, width: int, head_dim: int, device: torch.device) -> Tensor:
-    """RoPE's cosines and sines for a size of video, kept for the next step and the next video of that size."""
+    """`_turns`, kept for the next step and the next video of that size."""
     with torch.inference_mode(False):  # training may use what generation computed first
-        # Not as the operator: outside of torch.compile its first call imports the compiler, for a second and more.
-        return rope_turns(rope_angles((time, height, width), head_dim, device=device))
+        return _turns(time, height, width, head_dim, device)
 
 
 def patchify(x_BCTHW: Tensor) -> Tensor:
