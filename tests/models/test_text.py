@@ -295,6 +295,26 @@ def test_an_offloaded_encoder_holds_two_layers_on_the_gpu():
             assert torch.equal(states, expected)
 
 
+@pytest.mark.gpu
+def test_a_buffer_is_not_filled_while_its_layer_computes():
+    """Layers that wait before they read their weights: a copy of the next but one must wait for them."""
+
+    class Slow(torch.nn.Linear):
+        def forward(self, x):
+            torch.cuda._sleep(20_000_000)  # cycles, about 10 ms; a copy takes one
+            return super().forward(x)
+
+    layers = [Slow(2048, 2048, device="cuda", dtype=torch.bfloat16) for _ in range(6)]
+    x = torch.randn(4, 2048, device="cuda", dtype=torch.bfloat16)
+    expected = [torch.nn.functional.linear(x, layer.weight, layer.bias) for layer in layers]
+    stream = LayerStream(layers, torch.device("cuda"))
+    assert all(memory.is_pinned() for memory in stream._resting)
+    with torch.inference_mode():
+        for _ in range(2):
+            found = [layer(x) for layer in stream.run()]
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_layers_of_two_forms_are_not_streamed():
     with pytest.raises(ValueError, match="one form"):
         LayerStream([torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)], torch.device("cpu"))
