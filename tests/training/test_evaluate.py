@@ -122,7 +122,8 @@ def test_rows_of_a_model(overfitted, small_world, tiny) -> None:
 def test_evaluate_writes_the_rows_that_a_result_file_needs(overfitted, small_world, tiny_model) -> None:
     probe, _, _ = overfitted
     variants = [Variant("teacher", str(tiny_model)), Variant("rcm4", str(tiny_model), num_steps=1)]
-    rows = evaluate(small_world, probe, variants, prompts=6, batch=6, diverse=2, seeds=2, vae_clips=2)
+    found = evaluate(small_world, probe, variants, prompts=6, batch=6, diverse=2, seeds=2, vae_clips=2)
+    rows = [row for part in found for row in part]
     names = {row.name for row in rows}
     assert len(names) == len(rows)
     needed = {name for name in REQUIRED["demo.json"] if not name.startswith("demo.cpu")}
@@ -147,7 +148,7 @@ def test_what_does_not_fit_is_refused(overfitted, small_world, tiny_model, tmp_p
     wider = replace(probe.config, size=(64, 96))
     other = type(probe)(wider)
     with pytest.raises(UserError, match="5 frames at 64x64, the probe was trained on 5 at 96x64"):
-        evaluate(small_world, other, [Variant("teacher", str(tiny_model))], prompts=2)
+        next(evaluate(small_world, other, [Variant("teacher", str(tiny_model))], prompts=2))
     with pytest.raises(RequestError, match="NAME=MODEL"):
         evaluate_command(["demo"], run, Path("none"), tmp_path / "x.json")
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -297,8 +297,8 @@ def evaluate(
     seeds: int = 8,
     vae_clips: int = 256,
     compile: bool = False,
-) -> list[Row]:
-    """All rows but the CPU's: the probe, its controls, the first variant's VAE, every variant's clips.
+) -> Iterator[list[Row]]:
+    """All rows but the CPU's, as they are found: the probe, its controls, the VAE, every variant's clips.
 
     The subjects asked for are those that the first variant's model draws (all of the world's where it names none), and
     the probe is measured on these too. Raises UserError for variants of other sizes than the probe's.
@@ -313,34 +313,34 @@ def evaluate(
             f"{variants[0].model} draws {absent[0]}, which is not in this atlas: bake one with all it draws"
         )
     rows, ceiling = probe_rows(probe, world, subjects, prompts)
+    yield rows
     asked = held_out_questions(probe, prompts, subjects)
     views = render_views(world, probe, asked.clips, label="held-out renders")
-    rows += control_rows(probe, world, asked, views)
+    yield control_rows(probe, world, asked, views)
     _, reference = probe.read_views(views)
     del views
     rng = np.random.default_rng(RENDER_SEED + 3)
     again = [replace(clip, seed=int(rng.integers(2**31))) for clip in asked.clips]
     _, other = probe.read_views(render_views(world, probe, again, label="held-out renders, other seeds"))
-    rows.append(frechet_row("render.frechet", other, reference, "renders of the same prompts, other seeds"))
-    rows += vae_rows(models[0].vae, world, vae_clips)
+    yield [frechet_row("render.frechet", other, reference, "renders of the same prompts, other seeds")]
+    yield vae_rows(models[0].vae, world, vae_clips)
     diverse = min(diverse, prompts)
     kinds = [replace(clip, seed=int(rng.integers(2**31))) for clip in asked.clips[:diverse] for _ in range(seeds)]
     _, features = probe.read_views(render_views(world, probe, kinds, label="renders for diversity"))
-    rows.append(diversity_row("render.diversity", features, seeds, "renders"))
+    yield [diversity_row("render.diversity", features, seeds, "renders")]
     base: Reading | None = None
     for variant, model in zip(variants, models, strict=True):
         noises = range(NOISE_SEED, NOISE_SEED + prompts)
         reading = read_model(model, probe, asked.prompts, noises, batch=batch, label=variant.name)
-        rows += variant_rows(variant.name, reading, probe, asked, reference, ceiling)
+        yield variant_rows(variant.name, reading, probe, asked, reference, ceiling)
         if base is None:
             base = reading
         else:
-            rows += difference_rows(variant.name, reading, variants[0].name, base, probe, asked)
+            yield difference_rows(variant.name, reading, variants[0].name, base, probe, asked)
         repeated = [prompt for prompt in asked.prompts[:diverse] for _ in range(seeds)]
         noises = range(NOISE_SEED + prompts, NOISE_SEED + prompts + len(repeated))
         spread = read_model(model, probe, repeated, noises, batch=batch, label=f"{variant.name}, diversity")
-        rows.append(diversity_row(f"{variant.name}.diversity", spread.features, seeds, "videos"))
-    return rows
+        yield [diversity_row(f"{variant.name}.diversity", spread.features, seeds, "videos")]
 
 
 def _check_size(variant: Variant, model: DemoModel, probe: Probe) -> None:
@@ -395,14 +395,18 @@ def evaluate_command(
     by the variant. compile: torch.compile the transformers, which costs a minute each and pays from 1,000 prompts on.
     """
     chosen = [parse_variant(text) for text in variants]
+    found: Iterable[list[Row]]
     if cpu:
-        rows = cpu_rows(chosen[0], "demo" if chosen[0].name == "teacher" else chosen[0].name)
+        found = [cpu_rows(chosen[0], "demo" if chosen[0].name == "teacher" else chosen[0].name)]
     else:
         device = prepare()
         judge = load_probe(probe, device)
         world = World(atlas, device, size=judge.config.size, frames=judge.config.clip_frames)
-        rows = evaluate(world, judge, chosen, prompts=prompts, batch=batch, compile=compile)
-    write_results(output, rows, command_line(), keep=True)
+        found = evaluate(world, judge, chosen, prompts=prompts, batch=batch, compile=compile)
+    rows: list[Row] = []
+    for more in found:
+        rows += more
+        write_results(output, rows, command_line(), keep=True)  # at once: the whole takes minutes
     _show(rows)
 
 

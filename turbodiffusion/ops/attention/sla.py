@@ -189,7 +189,12 @@ def check_sla(
 
 
 def check_map(map_BHNK: Tensor, blocks: int) -> None:
-    """Raise ValueError for a map that is not ascending or names a block that does not exist; waits for the GPU."""
+    """Raise ValueError for a map that is not ascending or names a block that does not exist.
+
+    Waits for the GPU, except in the capture of a graph, where that is not possible.
+    """
+    if map_BHNK.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     if map_BHNK.min() < 0 or map_BHNK.max() >= blocks or (map_BHNK.diff(dim=-1) <= 0).any():
         raise ValueError(f"map_BHNK must hold ascending blocks from 0 to {blocks - 1}")
 
