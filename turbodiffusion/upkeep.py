@@ -30,6 +30,7 @@ SCRIPTS = {
     "stages": ("vae.py", "text.py"),
     "end-to-end": ("end_to_end.py",),
 }
+WIDE = 140  # columns of a terminal that has room for the whole table of kernels
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:1.", metavar="NAME")]
 
 
@@ -68,7 +69,10 @@ def doctor(
             place, quick=not full, on_check=lambda check: status.update(f"compiling and checking: {check.op} done")
         )
     room.remember(here, checks)
-    console.print(table_of(checks))
+    wide = console.width >= WIDE
+    console.print(table_of(checks, wide=wide))
+    if not wide:
+        console.print(f"[dim]shapes and reasons: in a terminal of {WIDE} columns, or with --json FILE[/]")
     chosen = room.kernels_of(checks)
     console.print("runs here: " + ", ".join(f"{group} {impl}" for group, impl in vars(chosen).items()))
     wrong = room.problems(checks)
@@ -94,18 +98,16 @@ def _print_machine(console: Console, here: "Machine") -> None:
     console.print(table)
 
 
-def table_of(checks: Sequence["Check"]) -> Table:
-    """A row for each kernel; times only where they were taken."""
+def table_of(checks: Sequence["Check"], *, wide: bool) -> Table:
+    """A row for each kernel; times only where they were taken, shape and why it was chosen only if `wide`."""
     timed = any(check.ms is not None for check in checks)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("op", no_wrap=True)
     table.add_column("runs as", no_wrap=True)
-    table.add_column("error", justify="right")
-    table.add_column("allowed", justify="right")
-    for title in ("ms", "of the limit") if timed else ():
-        table.add_column(title, justify="right")
-    table.add_column("shape", overflow="fold")
-    table.add_column("why", overflow="fold")
+    for title in ("error", "allowed", *(("ms", "limit") if timed else ())):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("shape", "why") if wide else ():
+        table.add_column(title, overflow="fold")
     for check in checks:
         colour = "" if check.right else "[red]"
         times = ["" if check.ms is None else f"{check.ms:.3f}", "" if check.share is None else f"{check.share:.0%}"]
@@ -115,14 +117,13 @@ def table_of(checks: Sequence["Check"]) -> Table:
             f"{colour}{_number(check.error)}",
             _number(check.bound),
             *(times if timed else ()),
-            check.shape,
-            escape(check.why),
+            *((check.shape, escape(check.why)) if wide else ()),
         )
     return table
 
 
 def _number(value: float) -> str:
-    return "none" if math.isnan(value) else f"{value:.2e}"
+    return "none" if math.isnan(value) else f"{value:.1e}"
 
 
 def rows_of(checks: Sequence["Check"]) -> list["Row"]:

@@ -134,8 +134,8 @@ def train_probe(
     run: Run = Path("runs/probe"),
     atlas: Atlas = DEFAULT_ATLAS,
     steps: Steps = None,
-    minutes: Minutes = 2.5,
-    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to zero over the whole run.")] = 2e-3,
+    minutes: Minutes = 5.0,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; it falls to zero over the whole run.")] = 3e-3,
     vae_run: Annotated[Path | None, typer.Option(help="A quarter of the clips go through this run's VAE.")] = None,
 ) -> None:
     """Train the judge that reads subject, colour, motion, scene, light and camera from a clip."""

@@ -362,17 +362,17 @@ def train_probe_command(
     vae_run: Path | None = None,
     steps: int | None = None,
     minutes: float | None = None,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
 ) -> None:
     """Train the judge; writes FOLDER/probe.safetensors and prints its accuracy on fresh renders.
 
-    Without steps the run fits into `minutes`, by default 2.5. vae_run: folder of a VAE's run; a quarter of the clips
+    Without steps the run fits into `minutes`, by default 5. vae_run: folder of a VAE's run; a quarter of the clips
     then go through that VAE.
     """
     device = prepare()
     world = demo_world(atlas, device)
-    leg = 2.5 if steps is None and minutes is None else minutes
-    schedule = Schedule(lr=lr, steps=steps, minutes=leg, warmup=50, decay=1.0, weight_decay=0.05)
+    leg = 5.0 if steps is None and minutes is None else minutes
+    schedule = Schedule(lr=lr, steps=steps, minutes=leg, warmup=50, decay=1.0, weight_decay=0.05, muon=True)
     vae = read_vae(vae_run, device) if vae_run else None
     probe = train_probe(world, schedule, folder, vae=vae)
     rows, _ = probe_rows(probe, world, world.subjects, 4096)
