@@ -3,6 +3,8 @@
 python benchmarks/text.py [--out FILE.json] [--layers 24]
 
 First the check: states in bfloat16 must not be further from float32 than 1.1 times those of transformers' own forward.
+The weights are spread as transformers spreads them: under larger ones attention without 1 / sqrt(D) saturates, every
+rounding grows to the size of the states, and the comparison says nothing.
 Then the times, of calls as the pipeline makes them (the third of a length on, which replay a CUDA graph), wall clock
 with the GPU waited for, median of 20.
 """
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -26,24 +28,8 @@ from turbodiffusion.ops.cases import OF_THE_EMULATION, error
 from turbodiffusion.results import REQUIRED, Row, write_results
 
 TOKENS = (512, 256, 128, 64)
+BOUND = 0.05  # of any encoder in bfloat16, so that two that are wrong do not pass
 PEERS: dict[torch.dtype, Any] = {}
-
-
-@torch.no_grad()
-def fill(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights under which activations keep their size: matrices of 1 / sqrt(inputs), gains 1, biases 0."""
-    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
-    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-    for name, x in module.named_parameters():
-        if id(x) in embeddings:
-            x.normal_(generator=generator)
-        elif name.endswith("modulation"):
-            x.normal_(generator=generator).mul_(x.shape[-1] ** -0.5)
-        elif x.ndim == 1 or x[0].numel() == 1:  # a bias, or a gain for each channel
-            x.fill_(0.0 if name.endswith("bias") else 1.0)
-        else:
-            x.normal_(generator=generator).mul_(x[0].numel() ** -0.5)
-    return module
 
 
 def inputs(tokens: int, config: TextConfig) -> tuple[Tensor, Tensor]:
@@ -90,8 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         parser.error("an NVIDIA GPU is needed")
     config = TextConfig(num_layers=chosen.layers)
-    encoder = TextEncoder(config, device="meta", dtype=torch.bfloat16).to_empty(device="cuda")
-    fill(encoder).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    encoder = TextEncoder(config, device="cuda", dtype=torch.bfloat16).eval().requires_grad_(False)
 
     rows, outputs = [], {}
     for tokens in TOKENS:
@@ -112,9 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     encoder.float()
     for tokens, (ids, mask, ours, peers) in outputs.items():
         exact = theirs(encoder, ids, mask)[:, :tokens]
-        off, allowed = error(ours, exact), OF_THE_EMULATION * error(peers, exact)
+        off, allowed = error(ours, exact), min(BOUND, OF_THE_EMULATION * error(peers, exact))
         wrong |= not off <= allowed
-        method = "relative L2 against float32; allowed are 1.1 times transformers' own in bfloat16"
+        method = "relative L2 against float32; allowed are 1.1 times transformers' own in bfloat16, and 5%"
         rows.append(Row(f"text.{tokens}.error", off, "relative L2", "lower", allowed, method))
     for row in rows:
         goal = "" if row.target is None else f"<= {row.target:.4g}"

@@ -296,7 +296,7 @@ def test_an_offloaded_encoder_holds_two_layers_on_the_gpu():
 
 
 @pytest.mark.gpu
-def test_a_buffer_is_not_filled_while_its_layer_computes():
+def test_a_buffer_is_not_filled_while_its_layer_computes(caplog):
     """Layers that wait before they read their weights: a copy of the next but one must wait for them."""
 
     class Slow(torch.nn.Linear):
@@ -308,7 +308,7 @@ def test_a_buffer_is_not_filled_while_its_layer_computes():
     x = torch.randn(4, 2048, device="cuda", dtype=torch.bfloat16)
     expected = [torch.nn.functional.linear(x, layer.weight, layer.bias) for layer in layers]
     stream = LayerStream(layers, torch.device("cuda"))
-    assert all(memory.is_pinned() for memory in stream._resting)
+    assert not caplog.text  # it says so where the memory could not be pinned, and copies do not run ahead then
     with torch.inference_mode():
         for _ in range(2):
             found = [layer(x) for layer in stream.run()]
