@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from turbodiffusion.demo.factors import is_held_out
-from turbodiffusion.errors import RequestError, UserError
+from turbodiffusion.errors import MachineError, RequestError, UserError
+from turbodiffusion.ops.kernels import REFERENCE, TRITON
 from turbodiffusion.results import REQUIRED, read_results
 from turbodiffusion.training.evaluate import (
     Questions,
@@ -57,6 +58,23 @@ def test_a_batch_has_the_pipelines_clips(tiny, tiny_model) -> None:
         frames = torch.from_numpy(pipeline.generate(Request(prompt, seed=seed)).frames).permute(3, 0, 1, 2)
         # sums in another order, and then rounded: one step of 255 at most
         assert (frames / 127.5 - 1 - video).abs().max() < 1.5 / 127.5
+
+
+def test_a_variant_runs_the_kernels_that_it_names(tiny_model) -> None:
+    """In Triton's interpreter where there is no GPU: the same clips but for rounding."""
+    kinds = {"triton": TRITON, "reference": REFERENCE}
+    models = [load_variant(Variant("teacher", str(tiny_model), kernels=kernels), CPU) for kernels in kinds]
+    assert [model.transformer.config.kernels for model in models] == [*kinds.values()]
+    assert [model.transformer.blocks[0].self_attn.joined for model in models] == [True, False]
+    for model in models:  # its head is zero before any training
+        torch.nn.init.normal_(model.transformer.head.head.weight, generator=torch.Generator().manual_seed(0))
+    ours, expected = (make_clips(model, ["a red fox hops", "a blue ball rolls"], [11, 12]) for model in models)
+    assert not torch.equal(ours, expected)
+    torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)
+    with pytest.raises(RequestError, match="kernels=triton and --compile exclude each other"):
+        load_variant(Variant("x", str(tiny_model), kernels="triton"), CPU, compile=True)
+    with pytest.raises(MachineError, match="kernels 'cuda': there are auto, reference, triton"):
+        load_variant(Variant("x", str(tiny_model), kernels="cuda"), CPU)
 
 
 def test_a_distilled_variant_takes_one_forward_a_step(tiny) -> None:
@@ -134,6 +152,7 @@ def test_evaluate_writes_the_rows_that_a_result_file_needs(overfitted, small_wor
 
 def test_variants_are_read_from_the_command_line() -> None:
     assert parse_variant("teacher=demo") == Variant("teacher", "demo")
+    assert parse_variant("plain=demo,kernels=reference") == Variant("plain", "demo", kernels="reference")
     text = "rcm4_sla015_w8a8=models/rcm,num_steps=4,attention_type=sla,sla_topk=0.15,quant_linear=int8_row"
     assert parse_variant(text) == Variant("rcm4_sla015_w8a8", "models/rcm", 4, None, "sla", 0.15, "int8_row")
     for wrong, said in (("demo", "NAME=MODEL"), ("a=b,steps=4", "num_steps"), ("a=b,num_steps=x", "num_steps=x")):

@@ -154,7 +154,7 @@ def evaluate(
     prompts: Annotated[int, typer.Option(help="Held-out prompts, half of them Chinese; 256 for a quick look.")] = 4096,
     batch: Annotated[int, typer.Option(help="Videos made at a time.")] = 64,
     cpu: Annotated[bool, typer.Option(help="Only what a video costs on two CPU cores.")] = False,
-    compile: Annotated[bool, typer.Option(help="torch.compile the transformer.")] = False,
+    compile: Annotated[bool, typer.Option(help="torch.compile the transformers, as references.")] = False,
 ) -> None:
     """Judge demo models: adherence to held-out prompts, Frechet distance, diversity, and the judge's own controls.
 

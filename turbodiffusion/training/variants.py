@@ -14,9 +14,11 @@ from torch import Tensor
 from turbodiffusion import source
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.errors import RequestError
+from turbodiffusion.kinds import choose_dtype, choose_kernels, fitting
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.ops.kernels import REFERENCE
 from turbodiffusion.presets import ModelPreset
 from turbodiffusion.sampling import State, flow_times, noise, rcm_times, sample_flow, sample_rcm
 
@@ -25,7 +27,7 @@ from turbodiffusion.sampling import State, flow_times, noise, rcm_times, sample_
 class Variant:
     """A way to make videos: a model's name or folder, and what differs from its own defaults (None: nothing).
 
-    The fields are those of a Request, by the same words.
+    The fields are those of a Request, by the same words, and `kernels` that of `Pipeline.load`.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Variant:
     attention_type: str | None = None
     sla_topk: float | None = None
     quant_linear: str | None = None
+    kernels: str | None = None
 
 
 def parse_variant(text: str) -> Variant:
@@ -50,6 +53,7 @@ def parse_variant(text: str) -> Variant:
         "attention_type": str,
         "sla_topk": float,
         "quant_linear": str,
+        "kernels": str,
     }
     assert set(kinds) == {field.name for field in fields(Variant)} - {"name", "model"}
     values = {}
@@ -80,7 +84,10 @@ class DemoModel:
 
 
 def load_variant(variant: Variant, device: torch.device, *, compile: bool = False) -> DemoModel:
-    """The variant's model, bfloat16 on a GPU, float32 on a CPU. Raises a UserError when it cannot be as asked."""
+    """The variant's model, bfloat16 on a GPU, float32 on a CPU, with the kernels that run there.
+
+    compile: torch.compile the transformer, of the references then. Raises a UserError when it cannot be as asked.
+    """
     origin = source.identify(variant.model)
     changed = {k: getattr(variant, k) for k in ("num_steps", "guidance") if getattr(variant, k) is not None}
     kinds = {
@@ -95,9 +102,12 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
         raise RequestError(f"variant {variant.name!r}: {error}") from None
     if preset.experts != 1 or preset.task != "t2v":
         raise RequestError(f"variant {variant.name!r}: {variant.model} is not a demo model")
+    if compile and variant.kernels not in (None, "reference"):
+        raise RequestError(f"variant {variant.name!r}: kernels={variant.kernels} and --compile exclude each other")
+    dtype = choose_dtype("auto", device)
+    kernels = choose_kernels("reference" if compile else variant.kernels or "auto", device, dtype)
     paths = source.files(origin)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    transformer = WanTransformer(config, device="meta", dtype=dtype)
+    transformer = WanTransformer(replace(config, kernels=fitting(kernels, config, device)), device="meta", dtype=dtype)
     trained_sparse = origin.preset.transformer.attention_type in ("sla", "sagesla")
     load_transformer(
         transformer, paths["transformer"], device=device, allow_missing=() if trained_sparse else ("proj_l",)
@@ -107,6 +117,8 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
     load_vae(vae, paths["vae"], device=device)
     for module in (transformer, text, vae):
         module.eval().requires_grad_(False)
+    if kernels != REFERENCE:
+        transformer.prepare()
     if compile:
         transformer.forward = torch.compile(transformer.forward)  # type: ignore[method-assign]
     return DemoModel(preset, transformer, text, vae, Tokenizer(paths["tokenizer"], preset.text.text_len))
