@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from turbodiffusion import cli, doctor, results
+from turbodiffusion import cli, doctor, results, upkeep
 from turbodiffusion.errors import MachineError
 from turbodiffusion.ops import cases as table
 from turbodiffusion.ops.cases import Case
@@ -247,6 +247,8 @@ def test_a_narrow_terminal_gets_what_fits(gpu, capsys, monkeypatch):
     """Each kernel in one line; a reason that is cut into words of eight letters helps nobody."""
     monkeypatch.setenv("COLUMNS", "80")
     gpu(*RIGHT)
+    assert "one pass over memory" in run(capsys, "doctor")[1]  # into a file
+    monkeypatch.setattr(upkeep.Console, "is_terminal", True)
     _, out, _ = run(capsys, "doctor")
     assert "one pass over memory" not in out and "a terminal of 140 columns" in out
     (line,) = (line for line in out.splitlines() if line.startswith("product"))
@@ -307,8 +309,6 @@ def test_bench_refuses(capsys, arguments, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_bench_without_a_gpu_is_one_line(capsys):
-    from turbodiffusion import upkeep
-
     if not upkeep.BENCHMARKS.is_dir():
         pytest.skip("no checkout")
     for group in upkeep.SCRIPTS:
@@ -318,8 +318,6 @@ def test_bench_without_a_gpu_is_one_line(capsys):
 
 
 def test_bench_runs_the_scripts_of_a_checkout(capsys, tmp_path, monkeypatch):
-    from turbodiffusion import upkeep
-
     monkeypatch.setattr(upkeep, "BENCHMARKS", tmp_path)
     monkeypatch.setattr(doctor, "lacking", lambda here: None)
     code, _, err = run(capsys, "bench", "ops")
@@ -333,8 +331,6 @@ def test_bench_runs_the_scripts_of_a_checkout(capsys, tmp_path, monkeypatch):
 
 def test_the_scripts_that_bench_names_take_arguments():
     """Those that are there; each is a module whose main(arguments) returns an exit code."""
-    from turbodiffusion import upkeep
-
     for script in sum(upkeep.SCRIPTS.values(), ()):
         path = upkeep.BENCHMARKS / script
         assert not path.exists() or "def main(arguments: Sequence[str] | None = None) -> int:" in path.read_text()

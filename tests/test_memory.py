@@ -106,7 +106,7 @@ def test_work_of_one_forward_and_of_decoding():
         (12, Plan(True, 2), 8.4),
         (16, Plan(True, 4), 11.9),
         (24, Plan(False, 2), 19.0),
-        (48, Plan(False, 4, True), 24.9),
+        (48, Plan(False, 4, True), 25.0),
     ],
 )
 def test_1_3b_at_480p_fits_a_card_of_8_gib(gib, expected, peak):

@@ -416,6 +416,54 @@ def test_chunks_are_smaller_where_the_gpu_is_not_empty(rcm_folder, monkeypatch):
         assert notices == [] if latents == 4 else f"at once: {latents}; loaded for this video" in notices[0]
 
 
+@pytest.fixture
+def replayed(graphs_by_hand, monkeypatch):
+    """Pipelines whose plans have room for graphs; the list tells of captures."""
+    plan = memory.plan
+    monkeypatch.setattr(memory, "plan", lambda *a, **k: replace(plan(*a, **k), graphs=True))
+    return graphs_by_hand
+
+
+def test_replayed_videos_are_the_launched_ones(rcm_folder, replayed, monkeypatch):
+    """Over prompts, seeds, kinds and sizes, each of which has graphs of its own."""
+    wanted = [
+        Request(prompt, seed=seed, **words)
+        for words in ({}, {"sla_topk": 0.67}, {"num_frames": 5}, {})
+        for seed, prompt in enumerate((PROMPT, "a blue cat flies", PROMPT), 1)
+    ]
+    pipe = load(rcm_folder, attention_type="sla")
+    videos = [pipe.generate(request).frames for request in wanted]
+    # keys and values of two blocks, and beside these x and t; from the second context and the fifth forward on
+    assert replayed == 4 * [1, 6]
+    monkeypatch.undo()
+    plain = load(rcm_folder, attention_type="sla")
+    for request, frames in zip(wanted, videos, strict=True):
+        assert np.array_equal(plain.generate(request).frames, frames), request
+
+
+def test_each_expert_has_its_graphs(i2v_folder, picture, replayed, monkeypatch):
+    wanted = [Request(PROMPT, image=picture, seed=seed, boundary=0.9) for seed in range(1, 5)]
+    pipe = load(i2v_folder)
+    videos = [pipe.generate(request).frames for request in wanted]
+    assert replayed == [1, 1, 6, 6]
+    monkeypatch.undo()
+    plain = load(i2v_folder)
+    for request, frames in zip(wanted, videos, strict=True):
+        assert np.array_equal(plain.generate(request).frames, frames)
+
+
+def test_where_a_graph_does_not_fit_forwards_are_launched(rcm_folder, replayed, monkeypatch, caplog):
+    def overflow(self, function, inputs):
+        replayed.append(0)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("turbodiffusion.models.graphs.Graphs._capture", overflow)
+    pipe = load(rcm_folder)
+    videos = [pipe.generate(Request(PROMPT, seed=1)).frames for _ in range(4)]
+    assert all(np.array_equal(video, videos[0]) for video in videos)
+    assert replayed == [0] and caplog.text.count("without CUDA graphs from now on") == 1
+
+
 def test_a_pipeline_makes_its_own_model_only(rcm_folder):
     pipe = load(rcm_folder)
     assert pipe.generate(Request(PROMPT, seed=1, num_steps=1, model=str(rcm_folder))).request.model == str(rcm_folder)

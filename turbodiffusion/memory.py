@@ -105,7 +105,9 @@ def needs(job: Job, plan: Plan = Plan()) -> Needs:
         streamed = 2 * _text_layer_bytes(job.text, job.dtype)
     away = text if plan.offload_text and job.device == "cuda" else 0
     denoising, decoding = _transformer_activations(job), _vae_activations(job, plan.latents_per_chunk)
-    activations = denoising + max(streamed, decoding) if plan.graphs else max(streamed, denoising, decoding)
+    activations = max(streamed, denoising, decoding)
+    if plan.graphs:  # each expert's have a context that they read and one that they write
+        activations = denoising + max(streamed, decoding) + 2 * job.experts * _context_bytes(job)
     return Needs(
         job.experts * transformer_bytes(job.transformer, job.dtype),
         text - away,
@@ -264,9 +266,15 @@ def _transformer_activations(job: Job) -> int:
     # float32 copies of q, k, v and the output, and phi of q and k with their normalised product
     emulated = config.attention_type != "original" and config.kernels.attention == "reference"
     attention = 4 * 8 * config.dim if emulated else 0
-    cross = 2 * config.num_layers * config.text_len * config.dim * width * (2 if job.guided else 1)
+    cross = _context_bytes(job) * (2 if job.guided else 1)
     state = 6 * 8 * config.out_dim * job.tokens * PATCH**2  # the sampler's float64 tensors
     return job.tokens * (stream * config.dim + max(ffn, attention)) + cross + state
+
+
+def _context_bytes(job: Job) -> int:
+    """Keys and values of one prompt, of every block."""
+    config = job.transformer
+    return 2 * config.num_layers * config.text_len * config.dim * job.dtype.itemsize
 
 
 def _vae_activations(job: Job, latents: int) -> int:

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,8 @@ from turbodiffusion.errors import MachineError, OutputError, RequestError
 from turbodiffusion.frames import fetch, new_frames
 from turbodiffusion.image import adaptive_size, fit, load_image
 from turbodiffusion.kinds import Kinds, choose_device, choose_dtype, choose_kernels, choose_linears, eight_bits, fitting
-from turbodiffusion.models.graphs import Graphs
+from turbodiffusion.models.graphs import Graphs, Tensors
+from turbodiffusion.models.graphs import Result as Returned
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.ops.kernels import REFERENCE, Kernels
@@ -71,7 +71,8 @@ class Pipeline:
         self.memory_plan, self._max_memory = memory_plan, max_memory
         self._offload_asked, self._offload_text = offload_asked, offload_text
         self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
-        self._graphs, self._graphs_of = Graphs(), (0, 0, 0, False)
+        self._graphs, self._replayed, self._graphs_fit = Graphs(), False, True
+        self._graphs_of = (0, 0, 0)  # frames, height and width
         with stages.run("load", 2 + preset.experts) as step:
             words, weights = paths["tokenizer"], paths["text"]
             self._prompts = Prompts(preset.text, words, weights, device=device, dtype=dtype, offload=offload_text)
@@ -180,18 +181,21 @@ class Pipeline:
         comes through and the pipeline stays usable. Raises RequestError, MachineError, or OutputError for a result that
         is not a video.
         """
-        stages = _Stages(on_progress, self.device)
         try:
             with _current(self.device):  # Triton launches there, wherever its tensors are
-                return self._generate(request, stages)
+                return self._generate(request, _Stages(on_progress, self.device))
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
             self._graphs.forget()
             torch.cuda.empty_cache()
-            raise MachineError(
-                f"{self.device} ran out of memory, of which another program may hold some: try a smaller resolution, "
-                "fewer frames, --quant-linear on, or less for --max-memory"
-            ) from error
+            if not self._replayed:
+                raise MachineError(
+                    f"{self.device} ran out of memory, of which another program may hold some: try a smaller "
+                    "resolution, fewer frames, --quant-linear on, or less for --max-memory"
+                ) from error
+        log.warning("there is less memory than planned: again, without CUDA graphs from now on")
+        self._graphs_fit = False
+        return self.generate(request, on_progress)
 
     def _generate(self, request: Request, stages: "_Stages") -> Result:
         preset = self.preset
@@ -292,10 +296,11 @@ class Pipeline:
         plan = memory.plan(job, here, offload_text="on" if self._offload_text else "off", held=held)
         alone = memory.plan(job, replace(here, free=here.total), offload_text=self._offload_asked, held=held)
         self._vae.latents_per_chunk = plan.latents_per_chunk
-        form = (job.num_frames, job.height, job.width, plan.graphs)
-        if form != self._graphs_of:  # else they would keep the memory of two sizes
+        size = (job.num_frames, job.height, job.width)
+        self._replayed = plan.graphs and self._graphs_fit
+        if size != self._graphs_of or not self._replayed:  # else they would keep the memory of two sizes
             self._graphs.forget()
-            self._graphs_of = form
+        self._graphs_of = size
         yield memory.wait(job, here, chosen=self._device_chosen)
         if plan.latents_per_chunk != alone.latents_per_chunk:
             yield (
@@ -304,13 +309,12 @@ class Pipeline:
             )
 
     def _make_room(self) -> None:
-        """Between two stages on a small card: give back what PyTorch keeps of the memory of the last one.
+        """Between two stages, where memory is short: give back what PyTorch keeps of the last one's.
 
-        The next one would cut it into pieces that fit nothing else: an H100 and an H200 that were held to 8 GiB kept
-        7.4 for tensors of 5.7, and the second video did not always fit.
+        The next would cut it into pieces that fit nothing else: held to 8 GiB, an H100 kept 7.4 for tensors of 5.8, and
+        an H200 had no room for its second video.
         """
-        *_, replayed = self._graphs_of
-        if self.device.type == "cuda" and not replayed:
+        if self.device.type == "cuda" and not self._replayed:
             torch.cuda.empty_cache()
 
     # ---- stages ----
@@ -371,28 +375,32 @@ class Pipeline:
     def _denoiser(self, request: Request, states: list[Tensor], condition: Tensor | None) -> Denoise:
         """The velocity, by the expert for its time, under guidance where there are states of a negative prompt."""
         contexts: dict[int, list[Context]] = {}
-        *_, replayed = self._graphs_of
-        run = partial(self._graphs, after=LAUNCHED if replayed else None)
-        run_once = partial(self._graphs, after=len(states) if replayed else None)
 
         def denoise(x_BCTHW: Tensor, t: float) -> Tensor:
-            low = request.boundary is not None and t < request.boundary
-            k = 1 if low else 0
+            k = 1 if request.boundary is not None and t < request.boundary else 0
             expert = self._experts[k]
             if k not in contexts:
                 contexts.clear()  # the high-noise expert's are not needed again
-                contexts[k] = [run_once(("context", k), expert.encode_context, each) for each in states]
+                contexts[k] = [self._call(("context", k), expert.encode_context, each) for each in states]
             x_BCTHW = x_BCTHW.float()
             if condition is not None:
                 x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
             t_B = torch.full((1,), 1000 * t, dtype=torch.float32, device=self.device)
-            velocity, *unwanted = (run(("velocity", k), expert, x_BCTHW, t_B, context) for context in contexts[k])
+            velocity, *unwanted = (
+                self._call(("velocity", k), expert, x_BCTHW, t_B, context, after=LAUNCHED) for context in contexts[k]
+            )
             if unwanted:
                 assert request.guidance is not None
                 velocity = unwanted[0] + request.guidance * (velocity - unwanted[0])
             return velocity
 
         return denoise
+
+    def _call(
+        self, name: tuple[str, int], function: Callable[..., Returned], *inputs: Tensors, after: int = 1
+    ) -> Returned:
+        """`function(*inputs)`, replayed where the plan has graphs; `name` tells the functions of `_graphs` apart."""
+        return self._graphs(name, function, *inputs, after=after) if self._replayed else function(*inputs)
 
     def _decode(
         self, latent_BCTHW: Tensor, size: tuple[int, int], encoder: video.Encoder, stages: "_Stages"

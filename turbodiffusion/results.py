@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def commit() -> str:
-    """The commit of the source tree, "-dirty" where tracked files differ from it; "unknown" outside a repository."""
+    """The commit of the source tree, "-dirty" where tracked files differ from it; "unknown" outside a repository.
+
+    As it was when first asked: results that a process writes piece by piece are tracked files too.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

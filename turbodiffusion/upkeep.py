@@ -53,6 +53,7 @@ def doctor(
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = room.machine(place)
     console = Console(highlight=False)
+    wide = console.width >= WIDE or not console.is_terminal  # a file's lines may be long
     _print_machine(console, here)
     reason = room.lacking(here)
     if reason is not None:
@@ -69,8 +70,7 @@ def doctor(
             place, quick=not full, on_check=lambda check: status.update(f"compiling and checking: {check.op} done")
         )
     room.remember(here, checks)
-    wide = console.width >= WIDE
-    console.print(table_of(checks, wide=wide))
+    console.print(table_of(checks, wide=wide), width=max(console.width, WIDE) if wide else None, crop=False)
     if not wide:
         console.print(f"[dim]shapes and reasons: in a terminal of {WIDE} columns, or with --json FILE[/]")
     chosen = room.kernels_of(checks)
@@ -114,16 +114,17 @@ def table_of(checks: Sequence["Check"], *, wide: bool) -> Table:
         table.add_row(
             f"{colour}{check.op}",
             check.implementation if check.right else f"{colour}reference",
-            f"{colour}{_number(check.error)}",
-            _number(check.bound),
+            f"{colour}{_number(check.error, check.right)}",
+            _number(check.bound, check.right),
             *(times if timed else ()),
             *((check.shape, escape(check.why)) if wide else ()),
         )
     return table
 
 
-def _number(value: float) -> str:
-    return "none" if math.isnan(value) else f"{value:.1e}"
+def _number(value: float, short: bool) -> str:
+    """With three digits more where they tell that the bound is missed."""
+    return "none" if math.isnan(value) else f"{value:.1e}" if short else f"{value:.4e}"
 
 
 def rows_of(checks: Sequence["Check"]) -> list["Row"]:
@@ -230,7 +231,8 @@ def warmup(
 ) -> None:
     """Compile what a model needs: load it, run one step of one video, twice. Nothing is written but the caches.
 
-    The second run is what a step costs from now on, in this process; a new process starts from the caches.
+    The second run is what a step costs from now on, in this process; a new process starts from the caches. Where the
+    memory allows CUDA graphs, later ones cost a little less.
     """
     from turbodiffusion.pipeline import Pipeline
     from turbodiffusion.request import Request

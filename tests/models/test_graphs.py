@@ -18,14 +18,21 @@ def double(x):
     return 2 * x
 
 
-def test_calls_run_as_they_are_until_they_come_again():
-    """Without a GPU nothing may be captured, so this sees that nothing is before its time."""
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_calls_run_as_they_are_until_they_have_come_often_enough(graphs_by_hand, after):
     graphs = Graphs()
-    for _ in range(3):
-        assert graphs("double", double, torch.ones(2), after=None).tolist() == [2, 2]
-    for size in (1, 2, 3):
-        assert graphs("double", double, torch.ones(size), after=4).tolist() == [2] * size
+    results = [graphs("double", double, torch.full((2,), float(k)), after=after) for k in range(7)]
+    assert [x.tolist() for x in results] == [[2 * k, 2 * k] for k in range(7)]
+    assert len(graphs) == len(graphs_by_hand) == 1
+    for size in range(3, 3 + after):  # each a form of its own
+        graphs("double", double, torch.ones(size), after=after)
+    assert len(graphs) == 1
+    assert graphs("square", torch.square, torch.full((2,), 3.0), after=0).tolist() == [9, 9]
+    assert len(graphs) == 2
+    graphs.forget()
     assert len(graphs) == 0
+    graphs("double", double, torch.ones(2), after=1)
+    assert len(graphs) == 0  # counted anew
 
 
 @pytest.mark.gpu

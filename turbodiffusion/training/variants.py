@@ -112,7 +112,10 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
     load_transformer(
         transformer, paths["transformer"], device=device, allow_missing=() if trained_sparse else ("proj_l",)
     )
-    text, vae = TextEncoder(preset.text, device="meta", dtype=dtype), WanVAE(preset.vae, device="meta", dtype=dtype)
+    text, vae = (
+        TextEncoder(preset.text, device="meta", dtype=dtype),
+        WanVAE(preset.vae, device="meta", dtype=dtype, impl=kernels.vae),
+    )
     load_text(text, paths["text"], device=device)
     load_vae(vae, paths["vae"], device=device)
     for module in (transformer, text, vae):
