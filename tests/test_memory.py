@@ -103,10 +103,10 @@ def test_work_of_one_forward_and_of_decoding():
     ("gib", "expected", "peak"),
     [
         (8, Plan(True, 1), 6.7),
-        (12, Plan(True, 2), 8.4),
-        (16, Plan(True, 4), 11.9),
-        (24, Plan(False, 2), 19.0),
-        (48, Plan(False, 4, True), 25.0),
+        (12, Plan(True, 2, True), 10.0),
+        (16, Plan(True, 4, True), 13.4),
+        (24, Plan(False, 2, True), 20.5),
+        (48, Plan(False, 4, True), 24.0),
     ],
 )
 def test_1_3b_at_480p_fits_a_card_of_8_gib(gib, expected, peak):
@@ -123,7 +123,7 @@ def test_1_3b_at_480p_fits_a_card_of_8_gib(gib, expected, peak):
 
 def test_the_text_encoder_is_where_the_user_wants_it():
     assert plan(QUICK, gpu(140), offload_text="on") == Plan(True, 4, True)
-    assert plan(QUICK, gpu(24), offload_text="off") == Plan(False, 2)
+    assert plan(QUICK, gpu(24), offload_text="off") == Plan(False, 2, True)
     with pytest.raises(MachineError, match=r"What works: --offload-text on \(6\.7 GiB\), or a GPU with 24 GiB"):
         plan(QUICK, gpu(12), offload_text="off")
 
@@ -132,7 +132,7 @@ def test_graphs_keep_the_working_memory_of_a_forward():
     """So it stands beside the VAE's and not in its place; where there is no room for both, nothing is replayed."""
     launched, replayed = (needs(QUICK, Plan(True, 1, graphs)) for graphs in (False, True))
     forward = replayed.total - launched.total
-    assert 1 * GIB < forward < 3 * GIB
+    assert 1 * GIB < forward < 2 * GIB
     ample = next(gib for gib in range(8, 100) if plan(QUICK, gpu(gib)).graphs)
     assert needs(QUICK, plan(QUICK, gpu(ample))).total <= 0.9 * 0.97 * ample * GIB
     assert "replayed as CUDA graphs" in describe(QUICK, plan(QUICK, gpu(ample)), gpu(ample))
@@ -163,7 +163,7 @@ def test_what_the_text_encoder_needs_of_cpu_memory_is_checked_too():
     words = str(error.value)
     for part in ("text encoder needs 10.6 GiB of CPU memory", "6.0 GiB are free", "24 GiB and --offload-text off"):
         assert part in words
-    assert plan(QUICK, replace(gpu(24), host_free=6 * GIB)) == Plan(False, 2)
+    assert plan(QUICK, replace(gpu(24), host_free=6 * GIB)) == Plan(False, 2, True)
     # The usual spare is given up where the text encoder has no other place.
     assert plan(QUICK, replace(gpu(18), host_free=6 * GIB)) == Plan(False, 1)
     assert plan(QUICK, poor, held=needs(QUICK, Plan(True))) == Plan(True)  # it is there already
@@ -171,17 +171,17 @@ def test_what_the_text_encoder_needs_of_cpu_memory_is_checked_too():
 
 def test_the_plan_is_that_of_the_whole_card_while_that_fits():
     """The chunk changes the last bits of a video: a browser that holds half a GiB must not."""
-    for free in (24, 22, 20):
-        assert plan(QUICK, replace(gpu(24), free=free * GIB)) == Plan(False, 2)
+    for free in (24, 22, 20):  # graphs change no bits, so they may depend on it
+        assert plan(QUICK, replace(gpu(24), free=free * GIB)) == Plan(False, 2, free > 20)
     assert plan(QUICK, replace(gpu(24), free=18 * GIB)) == Plan(False, 1)
-    assert plan(QUICK, replace(gpu(24), free=10 * GIB)) == Plan(True, 2)
+    assert plan(QUICK, replace(gpu(24), free=10 * GIB)) == Plan(True, 2, True)
 
 
 def test_a_chunk_that_costs_nothing_is_taken():
     """14B's transformer needs more than a VAE with two latent frames at once."""
-    job = replace(JOB, transformer=replace(WAN_14B, quant_linear="int8_row", kernels=TRITON))
+    job = replace(JOB, transformer=replace(WAN_14B, kernels=TRITON))
     assert needs(job, Plan(True, 2)) == needs(job, Plan(True, 1))
-    assert plan(job, replace(gpu(24), free=needs(job, Plan(True)).total)) == Plan(True, 2)
+    assert plan(job, replace(gpu(40), free=needs(job, Plan(True)).total)) == Plan(True, 2)
 
 
 @pytest.mark.parametrize("device", [gpu(8), gpu(24)])

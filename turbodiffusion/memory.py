@@ -19,6 +19,7 @@ from turbodiffusion.models.text import TextConfig, TextEncoder
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.vae_memory import chunk_sizes, decode_bytes
 from turbodiffusion.models.wan import PATCH, WanConfig, WanTransformer
+from turbodiffusion.nn.linear import ROW_DTYPES
 
 # One core of a current x86 server in float32; two of them were measured at 133 GFLOP/s on large products.
 CPU_FLOPS_PER_CORE = 65e9
@@ -257,18 +258,25 @@ def _duration(seconds: float) -> str:
 
 
 def _transformer_activations(job: Job) -> int:
-    """The worst moment of a block: in its ffn, or in an attention whose reference works in float32."""
+    """The worst moment of a block: in its ffn, or in its attention.
+
+    Of the 8-bit rows that kernels compute with: 1.05 to 1.1 times what forwards of 1.3B and 14B held at 480p and 720p
+    (`peak.forward.fast` in benchmarks/results). The floating-point forward is estimated at 1.5 times of 1.3B's.
+    """
     config, width = job.transformer, job.dtype.itemsize
-    stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32
-    ffn = 2 * config.ffn_dim * width  # hidden states before and after GELU
-    if config.quant_linear != "off" and config.kernels.linear == "reference":
-        ffn += 8 * config.ffn_dim  # the emulated product: 8-bit values as float32, and the scaled result
-    # float32 copies of q, k, v and the output, and phi of q and k with their normalised product
-    emulated = config.attention_type != "original" and config.kernels.attention == "reference"
-    attention = 4 * 8 * config.dim if emulated else 0
+    if config.quant_linear in ROW_DTYPES and config.kernels.linear == config.kernels.attention == "triton":
+        block = max(21 * config.dim, 8 * config.dim + 3 * config.ffn_dim)
+    else:
+        stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32
+        ffn = 2 * config.ffn_dim * width  # hidden states before and after GELU
+        if config.quant_linear != "off" and config.kernels.linear == "reference":
+            ffn += 8 * config.ffn_dim  # the emulated product: 8-bit values as float32, and the scaled result
+        # float32 copies of q, k, v and the output, and phi of q and k with their normalised product
+        emulated = config.attention_type != "original" and config.kernels.attention == "reference"
+        block = stream * config.dim + max(ffn, 4 * 8 * config.dim if emulated else 0)
     cross = _context_bytes(job) * (2 if job.guided else 1)
     state = 6 * 8 * config.out_dim * job.tokens * PATCH**2  # the sampler's float64 tensors
-    return job.tokens * (stream * config.dim + max(ffn, attention)) + cross + state
+    return job.tokens * block + cross + state
 
 
 def _context_bytes(job: Job) -> int:
