@@ -36,12 +36,12 @@ from turbodiffusion.ops.attention.sage_triton import attend_packed
 from turbodiffusion.ops.attention.sparse_triton import Launch, fastest_launch, sparse_forward
 from turbodiffusion.ops.cases import BOUNDS, HEAD_DIM, RAGGED, Case, attention_cases, errors, poisoned
 from turbodiffusion.results import Row, write_results
+from turbodiffusion.results import target as target_of
 
 SIZES = {"480p": (32760, 12), "720p": (75600, 40)}  # tokens and heads: 1.3B at 832x480, 14B at 1280x720
 TOPK = 0.1
 # Head dim, block of q, block of k: each is compiled anew.
 BLOCKS = ((64, 128, 64), (64, 64, 128), (128, 128, 64), (128, 64, 64))
-MODULE_TARGET_MS = 1.3
 # What --tune changes of each part's launch: on another GPU than the H100 something else may be the fastest.
 _SPARSE: tuple[dict[str, Any], ...] = ({}, {"pair": False}, {"pair": True}, {"num_stages": 2}, {"num_stages": 3})
 TUNING: dict[str, tuple[dict[str, Any], ...]] = {
@@ -169,7 +169,7 @@ def time_all(report: Report, x: Inputs, size: str) -> None:
     def sla_module() -> Tensor:
         return sla_triton.sla_attention(x.q, x.k, x.v, *proj)
 
-    target = MODULE_TARGET_MS if size == "480p" else None
+    target = target_of("sla.module.ms") if size == "480p" else None
     report.time(f"sagesla.module.{size}", sagesla_module, tflop, target)
     report.time(f"sla.module.{size}", sla_module, tflop)
     for name, module in (("sagesla", sagesla_module), ("sla", sla_module)):

@@ -43,14 +43,14 @@ from turbodiffusion.models.wan import WanConfig, WanTransformer
 from turbodiffusion.pipeline import Pipeline
 from turbodiffusion.presets import MODELS
 from turbodiffusion.request import Request
-from turbodiffusion.results import Row, read_results, write_results
+from turbodiffusion.results import Row, read_results, target, write_results
 from turbodiffusion.source import DEMO_FOLDER
 from turbodiffusion.video import read_frames
 
 ROOT = Path(__file__).parents[1]
 MODEL = "1_3b.480p"
+PEAK = f"peak.{MODEL}.gib"
 SIZE = (81, 480, 832, 3)
-TARGETS = {"warm_s": 1.6, "cold_s": 15.0, "peak": 8.0}  # of 4 steps
 CLOSE = 1.0  # level of 255, on average, between two ways to the same video: rounding of a bfloat16 VAE
 TEXT_LAYERS = {"full": TextConfig().num_layers, "small": 2}
 STARTS = {"import": "import turbodiffusion.pipeline", "cuda": "import torch; torch.zeros(1, device='cuda')"}
@@ -102,9 +102,7 @@ def request(number: int, steps: int) -> Request:
     return Request(PROMPT.format(number), seed=number, num_steps=steps, num_frames=SIZE[0], resolution="480p")
 
 
-def warm_rows(
-    pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights: str, way: str = "", target: float | None = None
-) -> list[Row]:
+def warm_rows(pipeline: Pipeline, steps: int, runs: int, outputs: Path, weights: str, way: str = "") -> list[Row]:
     """Seconds of the whole and of its stages. way: an end for the rows' names."""
     whole: list[float] = []
     stages: list[Mapping[str, float]] = []
@@ -122,7 +120,7 @@ def warm_rows(
         print(f"{steps} steps: {seconds:.3f} s, {', '.join(f'{k} {v:.3f}' for k, v in result.seconds.items())}")
     name = f"e2e.{MODEL}.{steps}steps{way}"
     method = f"{weights}; median of {runs} prompts and seeds, {min(whole):.3f} to {max(whole):.3f}"
-    rows = [Row(f"{name}.warm_s", statistics.median(whole), "s", "lower", target, method)]
+    rows = [Row(f"{name}.warm_s", statistics.median(whole), "s", "lower", target(f"{name}.warm_s"), method)]
     for stage in stages[0]:
         median = statistics.median(seconds.get(stage, 0.0) for seconds in stages)
         rows.append(Row(f"{name}.{stage}_s", median, "s", "lower", None, f"stage of the warm run; {method}"))
@@ -135,7 +133,7 @@ def resident_rows(folder: Path, rows: list[Row], runs: int, outputs: Path, weigh
     pipeline = Pipeline.load(str(folder), device="cuda", quant_linear="on", offload_text="off", requests=[first])
     frames = pipeline.generate(first).frames
     torch.cuda.reset_peak_memory_stats()
-    rows += warm_rows(pipeline, 4, runs, outputs, weights, target=TARGETS["warm_s"])
+    rows += warm_rows(pipeline, 4, runs, outputs, weights)
     peak = torch.cuda.max_memory_allocated() / memory.GIB
     method = f"{weights}; PyTorch's tensors at their most while warm videos are made; {pipeline.memory_plan}"
     rows.append(Row(f"peak.{MODEL}.resident.gib", peak, "GiB", "lower", None, method))
@@ -171,7 +169,7 @@ def offload_rows(
         count() / memory.GIB for count in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)
     )
     method = f"{weights}; PyTorch's tensors at their most, load and first video included; reserved {reserved:.2f} GiB"
-    rows.append(Row(f"peak.{MODEL}.gib", peak, "GiB", "lower", TARGETS["peak"], method))
+    rows.append(Row(PEAK, peak, "GiB", "lower", target(PEAK), method))
     return rows
 
 
@@ -180,11 +178,12 @@ def speedup_rows(rows: Sequence[Row], out: Path | None) -> list[Row]:
     earlier = {row.name: row.value for row in read_results(out)} if out is not None and out.exists() else {}
     here = {row.name: row.value for row in rows}
     found = []
-    for slow, steps, target in (("original", 4, 100.0), ("original", 2, 200.0), ("tuned", 4, None)):
+    for slow, steps in (("original", 4), ("original", 2), ("tuned", 4)):
         forward, seconds = earlier.get(f"{slow}.{MODEL}.forward_ms"), here.get(f"e2e.{MODEL}.{steps}steps.diffusion_s")
         if forward and seconds:
             method = f"100 forwards of {forward:.1f} ms over {seconds:.3f} s; run benchmarks/forward.py just before"
-            found.append(Row(f"speedup.{slow}.{steps}steps", forward / 10 / seconds, "x", "higher", target, method))
+            name = f"speedup.{slow}.{steps}steps"
+            found.append(Row(name, forward / 10 / seconds, "x", "higher", target(name), method))
     return found
 
 
@@ -221,7 +220,7 @@ def cold_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]
     first, *counted = seconds
     name = f"e2e.{MODEL}.4steps.cold"
     method = f"{weights}; median of {runs} processes after one of {first:.1f} s, files in the page cache"
-    rows = [Row(f"{name}_s", statistics.median(counted), "s", "lower", TARGETS["cold_s"], method)]
+    rows = [Row(f"{name}_s", statistics.median(counted), "s", "lower", target(f"{name}_s"), method)]
     for stage in stages[0]:
         median = statistics.median(of_one[stage] for of_one in stages[1:])
         rows.append(Row(f"{name}.{stage}_s", median, "s", "lower", None, f"part of a cold process; {method}"))
@@ -241,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--skip-cold", action="store_true", help="no fresh processes")
     parser.add_argument("--skip-resident", action="store_true", help="no videos with every part on the GPU")
-    parser.add_argument("--max-memory", type=float, default=TARGETS["peak"], help="GiB of the small card (8)")
+    parser.add_argument("--max-memory", type=float, default=target(PEAK), help="GiB of the small card (8)")
     parser.add_argument("--out", type=Path, help="a result file; rows that are in it and not measured now stay")
     chosen = parser.parse_args(arguments)
     if not torch.cuda.is_available():

@@ -36,7 +36,7 @@ from turbodiffusion.ops.cases import OF_THE_EMULATION
 from turbodiffusion.ops.cases import error as relative_l2
 from turbodiffusion.ops.kernels import REFERENCE, TRITON, Kernels
 from turbodiffusion.presets import MODELS
-from turbodiffusion.results import REQUIRED, Row, write_results
+from turbodiffusion.results import Row, target, write_results
 
 PRESETS = {"1_3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # 81 frames of 832x480 and of 1280x720: 32760, 75600 tokens
@@ -44,7 +44,6 @@ CHECK_LATENT = (5, 60, 104)  # 7800 tokens, a multiple of no tile
 CHECK_LAYERS = 2
 DEMO_LATENT = (9, 32, 32)  # 33 frames of 256x256
 TOPK = 0.1
-EXPECTED = REQUIRED["h200.json"]
 FORWARDS = 7
 DEVICE = torch.device("cuda")
 GIB = 2**30
@@ -67,7 +66,7 @@ class Mode:
 
 
 BF16 = 0.02  # bfloat16 costs two narrow layers about 0.6%
-BOUNDS = {name: EXPECTED[f"error.forward.{name}"].target for name in ("int8", "fp8")}
+BOUNDS = {name: target(f"error.forward.{name}") for name in ("int8", "fp8")}
 MODES = {
     "original": Mode("original", "off", REFERENCE, BF16, "original.{}.forward_ms"),
     "tuned": Mode("original", "off", TRITON, BF16, "tuned.{}.forward_ms"),
@@ -233,8 +232,7 @@ def time_mode(name: str, mode: Mode, base: WanConfig, at: str, sizes: Sequence[s
         row = mode.row.format(f"{at}.{size}")
         print(f"     {row:<40} {ms:9.2f} ms  (host {host:.2f} ms, peak {peak / GIB:.2f} GiB)", flush=True)
         how = f"{mode.attention}, {mode.linear}, {base.num_layers} layers, 81 frames, median of {FORWARDS} forwards"
-        target = EXPECTED[row].target if row in EXPECTED else None
-        rows.append(Row(row, ms, "ms", "lower", target, f"{how}, CUDA events; the host needs {host:.1f} ms"))
+        rows.append(Row(row, ms, "ms", "lower", target(row), f"{how}, CUDA events; the host needs {host:.1f} ms"))
         peak_row = f"peak.forward.{name}.{at}.{size}.gib"
         rows.append(Row(peak_row, peak / GIB, "GiB", "lower", None, "weights and one forward, allocated by PyTorch"))
         if profiled:

@@ -31,7 +31,7 @@ from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.vae_fast import Choices, FastCoder, attend, attend_written_out, pair_columns
 from turbodiffusion.ops.vae.stream import advance_stream
 from turbodiffusion.ops.vae.winograd import Products, transform_weight
-from turbodiffusion.results import REQUIRED, Row, write_results
+from turbodiffusion.results import Row, target, write_results
 from turbodiffusion.source import files, identify
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -364,8 +364,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
 
     def add(name: str, value: float, unit: str, method: str) -> None:
-        expected = REQUIRED["h200.json"].get(f"vae.{name}")
-        rows.append(Row(f"vae.{name}", value, unit, "lower", expected.target if expected else None, method))
+        rows.append(Row(f"vae.{name}", value, unit, "lower", target(f"vae.{name}"), method))
         print(f"[{time.perf_counter() - START:5.1f} s] vae.{name} {value:.3f} {unit}", flush=True)
 
     latent = random_latent(config, length, *size_480)

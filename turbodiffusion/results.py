@@ -61,6 +61,12 @@ class Row:
         return "" if self.target is None else f"{'at most' if self.better == 'lower' else 'at least'} {self.target:.4g}"
 
 
+def target(name: str) -> float | None:
+    """That of a row of h200.json, where it has one before a run."""
+    row = REQUIRED["h200.json"].get(name)
+    return None if row is None else row.target
+
+
 def _expected(name: str, unit: str = "", better: str = "lower", target: float | None = None) -> Row:
     return Row(name, None, unit, better, target, "not measured")
 

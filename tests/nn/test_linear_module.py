@@ -26,9 +26,9 @@ ERRORS = {"int8_block": 0.02, "int8_row": 0.02, "fp8_row": 0.05}
 
 
 def test_off_is_pytorchs():
-    layer = linear(IN, OUT, kind="off", bias=False, dtype=torch.bfloat16)
+    layer = linear(IN, OUT, kind="off", dtype=torch.bfloat16)
     assert type(layer) is torch.nn.Linear
-    assert layer.weight.dtype == torch.bfloat16 and layer.bias is None
+    assert layer.weight.dtype == layer.bias.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -36,20 +36,17 @@ def test_state_has_the_published_names(kind):
     layer = linear(IN, OUT, kind=kind, dtype=torch.bfloat16)
     assert {key: tuple(w.shape) for key, w in layer.state_dict().items()} == KEYS[kind]
     assert layer.scale.dtype == torch.float32 and layer.bias.dtype == torch.bfloat16
-    assert "bias" not in linear(IN, OUT, kind=kind, bias=False).state_dict()
 
 
 @pytest.mark.parametrize("kind", KEYS)
-@pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
-def test_forward_is_the_op_on_the_quantized_weight(kind, bias):
+def test_forward_is_the_op_on_the_quantized_weight(kind):
     torch.manual_seed(0)
     quantize, multiply = OPS[kind]
-    layer = linear(IN, OUT, kind=kind, bias=bias)
+    layer = linear(IN, OUT, kind=kind)
     weight, x = torch.randn(OUT, IN), torch.randn(2, 7, IN)
     layer.load_weight(weight)
-    if bias:
-        torch.nn.init.normal_(layer.bias)
+    torch.nn.init.normal_(layer.bias)
     y = layer(x)
     assert torch.equal(y, multiply(x, *quantize(weight), layer.bias))
     exact = torch.nn.functional.linear(x, weight, layer.bias)

@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,6 @@ def open_tensors(path: str | Path) -> TensorFile:
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _open_safetensors(path)
     return _open_pickle(path)
-
-
-def read_tensors(path: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of a weight file, a sharded index, or a folder with one transformer, in the file's names."""
-    file = open_tensors(locate(path, "transformer"))
-    for name in file.shapes:
-        yield name, file.read(name)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

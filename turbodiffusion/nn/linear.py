@@ -58,7 +58,6 @@ class QuantizedLinear(nn.Module):
         *,
         kind: str,
         impl: str = "reference",
-        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -71,14 +70,13 @@ class QuantizedLinear(nn.Module):
         weight = torch.zeros(out_features, in_features, device=device, dtype=self._format.dtype)
         self.register_buffer(self._format.weight_name, weight)
         self.register_buffer("scale", torch.zeros(scales, device=device, dtype=torch.float32))
-        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """A random weight (Xavier uniform) and a bias of zero, for measurements without a checkpoint."""
         self.load_weight(nn.init.xavier_uniform_(self.scale.new_empty(self.out_features, self.in_features)))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)
 
     @torch.no_grad()
     def load_weight(self, weight_OK: Tensor) -> None:
@@ -109,7 +107,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.multiply(x, self.values, self.scale, self.bias)
 
-    def multiply(self, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    def multiply(self, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         """The op of this layer's kind and impl, on any tensors."""
         with no_autocast(x.device):  # the op states its own number formats
             return self._format.multiply(x, values, scale, bias, impl=self.impl)
@@ -138,7 +136,7 @@ class QuantizedLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, kind={self.kind}"
+        return f"{self.in_features}, {self.out_features}, kind={self.kind}"
 
 
 def linear(
@@ -147,14 +145,13 @@ def linear(
     *,
     kind: str,
     impl: str = "reference",
-    bias: bool = True,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """nn.Linear for kind "off" (whatever `impl`), else a QuantizedLinear; ValueError for an unknown kind."""
     if kind == "off":
-        return nn.Linear(in_features, out_features, bias=bias, device=device, dtype=dtype)
-    return QuantizedLinear(in_features, out_features, kind=kind, impl=impl, bias=bias, device=device, dtype=dtype)
+        return nn.Linear(in_features, out_features, device=device, dtype=dtype)
+    return QuantizedLinear(in_features, out_features, kind=kind, impl=impl, device=device, dtype=dtype)
 
 
 @torch.no_grad()
