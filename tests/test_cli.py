@@ -100,7 +100,7 @@ def test_help_tells_the_demo_models_defaults(capsys, monkeypatch):
         (["generate"], "give one prompt"),
         (["generate", "a", "red", "fox"], '"a red fox"'),
         (["generate", "--prompts-file"], "requires an argument"),
-        (["generate", "a cat", "--prompts-file", "p.txt"], "give one prompt"),
+        (["generate", "a cat", "--prompts-file", "p.txt"], "not both"),
         (["generate", "--prompts-file", "none.txt"], "none.txt cannot be read: No such file"),
         (["generate", "--prompts-file", "empty.txt"], "empty.txt has no prompt"),
         (["generate", "--prompts-file", "latin.txt"], "latin.txt is not text in UTF-8"),

@@ -365,9 +365,21 @@ def test_a_foreign_tensor_is_named(make_folder):
 
 
 def test_notices_reach_the_result(rcm_folder):
-    result = load(rcm_folder).generate(Request(PROMPT, seed=1, num_steps=1, negative_prompt="blur", guidance=5.0))
+    told = []
+    request = Request(PROMPT, seed=1, num_steps=1, negative_prompt="blur", guidance=5.0)
+    result = load(rcm_folder).generate(request, lambda progress: told.append(progress.stage), told.append)
+    assert (*told[:2], told[2]) == (*result.notices, "text")  # before the work
     assert [notice.split()[0] for notice in result.notices] == ["negative_prompt", "guidance"]
     assert result.request.negative_prompt is None
+
+
+def test_a_demo_model_says_what_length_it_knows():
+    pipe = td.Pipeline.load("demo", device="cpu")
+    request = Request("a red car drives to the left", seed=1, num_steps=1, resolution="64x64")
+    assert pipe.generate(replace(request, num_frames=5)).notices == (
+        "demo has seen videos of 33 frames alone: others look worse",
+    )
+    assert pipe.generate(request).notices == ()
 
 
 def test_states_of_prompts_are_kept_but_not_for_ever(rcm_folder):

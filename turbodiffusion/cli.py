@@ -129,7 +129,8 @@ def generate(
     elif prompts_file is not None and prompt is None:
         prompts = _read_prompts(prompts_file)
     else:
-        raise RequestError('give one prompt, turbodiffusion generate "a red balloon rises", or a --prompts-file')
+        both = "" if prompt is None else ", not both"
+        raise RequestError(f'give one prompt, turbodiffusion generate "a red balloon rises", or a --prompts-file{both}')
     words = _request_words(context.params)
     requests = [Request(**{**words, "prompt": text}) for text in prompts]
     machine = {"device": device, "offload_text": offload_text, "max_memory": max_memory}
@@ -319,13 +320,15 @@ def _make(
             stderr.print(f"[bold]{number}/{len(requests)}[/] {escape(request.prompt)}", soft_wrap=True)
         start = time.perf_counter()
         with _Display(stderr) as display:
-            result = pipeline.generate(request, on_progress=display)
+            result = pipeline.generate(
+                request,
+                on_progress=display,
+                on_notice=lambda notice: stderr.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True),
+            )
         path = result.save(output)
         if sheet:
             sheet_path = result.contact_sheet(path.with_suffix(".png"))
             stderr.print(f"contact sheet {escape(str(sheet_path))}", soft_wrap=True)
-        for notice in result.notices:
-            stderr.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True)
         stderr.print(_summary(result, time.perf_counter() - start), soft_wrap=True)
         print(path, flush=True)
 

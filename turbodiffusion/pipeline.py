@@ -174,16 +174,22 @@ class Pipeline:
                 stages=stages,
             )
 
-    def generate(self, request: Request, on_progress: OnProgress | None = None) -> Result:
+    def generate(
+        self,
+        request: Request,
+        on_progress: OnProgress | None = None,
+        on_notice: Callable[[str], None] | None = None,
+    ) -> Result:
         """Make the video of a request. The same resolved request gives the same bytes on the same device.
 
         Kinds that differ from the loaded ones rebuild the transformer. `on_progress` may raise to cancel: the exception
-        comes through and the pipeline stays usable. Raises RequestError, MachineError, or OutputError for a result that
+        comes through and the pipeline stays usable. `on_notice` gets each of the result's notices before the work
+        begins. Raises RequestError, MachineError, or OutputError for a result that
         is not a video.
         """
         try:
             with _current(self.device):  # Triton launches there, wherever its tensors are
-                return self._generate(request, _Stages(on_progress, self.device))
+                return self._generate(request, _Stages(on_progress, self.device), on_notice or _nobody)
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
             self._graphs.forget()
@@ -197,7 +203,7 @@ class Pipeline:
         self._graphs_fit = False
         return self.generate(request, on_progress)
 
-    def _generate(self, request: Request, stages: "_Stages") -> Result:
+    def _generate(self, request: Request, stages: "_Stages", on_notice: Callable[[str], None]) -> Result:
         preset = self.preset
         if request.model is not None and request.model.lower() not in (self.model.lower(), preset.name.lower()):
             raise RequestError(f"this pipeline holds {self.model}; Pipeline.load({request.model!r}) holds the other")
@@ -214,6 +220,10 @@ class Pipeline:
         notices += filter(None, [self._untrained(kinds), *self._plan(job)])
         if preset.subjects:
             notices += filter(None, [describe_gap(resolved.prompt, named(preset.subjects))])
+            if resolved.num_frames != preset.num_frames:
+                notices.append(f"{preset.name} has seen videos of {preset.num_frames} frames alone: others look worse")
+        for notice in notices:
+            on_notice(notice)
 
         stages.seconds["load"], self._load_seconds = self._load_seconds, 0.0
         self._rebuild(kinds, stages)
@@ -463,6 +473,10 @@ class _Stages:
         """Wait for the GPU, whose work is queued: else a stage would pay for the one before."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def _nobody(notice: str) -> None:
+    """Who does not ask for notices early finds them in the result."""
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:

@@ -58,7 +58,7 @@ def doctor(
     reason = room.lacking(here)
     if reason is not None:
         console.print(f"Here the references in PyTorch run, on the {place.type}: right, and slow.")
-        console.print(f"For speed {escape(reason)}; the demo model needs none.", soft_wrap=True)
+        console.print(f"For speed {escape(reason)}; the demo model needs none.")
         if json is not None:
             words = f"the reference in PyTorch: {reason}"
             rows = [Row(f"kernels.{group}", 0.0, "kernels", "higher", None, words) for group in room.GROUPS]
