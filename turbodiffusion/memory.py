@@ -260,7 +260,7 @@ def _duration(seconds: float) -> str:
 def _transformer_activations(job: Job) -> int:
     """The worst moment of a block: in its ffn, or in its attention.
 
-    Of the 8-bit rows that kernels compute with: 1.05 to 1.1 times what forwards of 1.3B and 14B held at 480p and 720p
+    Of the 8-bit rows that kernels compute with: 1.05 to 1.15 times what forwards of 1.3B and 14B held at 480p and 720p
     (`peak.forward.fast` in benchmarks/results). The floating-point forward is estimated at 1.5 times of 1.3B's.
     """
     config, width = job.transformer, job.dtype.itemsize

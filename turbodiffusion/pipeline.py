@@ -189,7 +189,7 @@ class Pipeline:
         """
         try:
             with _current(self.device):  # Triton launches there, wherever its tensors are
-                return self._generate(request, _Stages(on_progress, self.device), on_notice or _nobody)
+                return self._generate(request, _Stages(on_progress, self.device), on_notice)
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
             self._graphs.forget()
@@ -203,7 +203,7 @@ class Pipeline:
         self._graphs_fit = False
         return self.generate(request, on_progress)
 
-    def _generate(self, request: Request, stages: "_Stages", on_notice: Callable[[str], None]) -> Result:
+    def _generate(self, request: Request, stages: "_Stages", on_notice: Callable[[str], None] | None) -> Result:
         preset = self.preset
         if request.model is not None and request.model.lower() not in (self.model.lower(), preset.name.lower()):
             raise RequestError(f"this pipeline holds {self.model}; Pipeline.load({request.model!r}) holds the other")
@@ -222,8 +222,9 @@ class Pipeline:
             notices += filter(None, [describe_gap(resolved.prompt, named(preset.subjects))])
             if resolved.num_frames != preset.num_frames:
                 notices.append(f"{preset.name} has seen videos of {preset.num_frames} frames alone: others look worse")
-        for notice in notices:
-            on_notice(notice)
+        if on_notice is not None:
+            for notice in notices:
+                on_notice(notice)
 
         stages.seconds["load"], self._load_seconds = self._load_seconds, 0.0
         self._rebuild(kinds, stages)
@@ -473,10 +474,6 @@ class _Stages:
         """Wait for the GPU, whose work is queued: else a stage would pay for the one before."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def _nobody(notice: str) -> None:
-    """Who does not ask for notices early finds them in the result."""
 
 
 def _current(device: torch.device) -> AbstractContextManager[object]:
