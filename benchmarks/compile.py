@@ -36,7 +36,7 @@ from turbodiffusion.ops.rounding import FP8
 
 # Compute capability: bytes of shared memory that a program can have.
 TARGETS = {80: 166912, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-TOKENS = 1000
+TOKENS = 32760
 EPS = 1e-6
 
 
@@ -71,7 +71,7 @@ def report(kernel: Any) -> str:
 
 def product(x8: torch.Tensor, weight8: torch.Tensor, **fused: Any) -> None:
     scale, w_scale, bias = (torch.empty(size) for size in (x8.shape[0], weight8.shape[0], weight8.shape[0]))
-    gemm_triton.gemm(x8, scale, weight8, w_scale, bias, dtype=torch.bfloat16, **fused)
+    gemm_triton.gemm(x8, scale, weight8, w_scale, bias, **({"dtype": torch.bfloat16} | fused))
 
 
 def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...]) -> Iterator[tuple[str, Any]]:
@@ -88,6 +88,8 @@ def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...])
         yield f"product {kind}", lambda x8=x8, up=up: product(x8, up)
         yield f"product gelu {kind}", lambda x8=x8, up=up: product(x8, up, gelu=True)
         yield f"product gate {kind}", lambda x8=x8, down=down, after=after: product(x8, down, **after)
+        after = after | {"residual_MN": x[0].float(), "dtype": torch.float32}
+        yield f"product gate {kind} float", lambda x8=x8, down=down, after=after: product(x8, down, **after)
     yield "quantize blocks", lambda: quantize_blocks(x[0])
     yield (
         "product blocks",

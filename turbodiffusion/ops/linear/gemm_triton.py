@@ -248,7 +248,7 @@ def default_config(
     if major == 9 and integers and not residual and dtype.itemsize <= 2:
         return Config(stages=3, warps=4, programs=2)
     tiles = -(-M // 128) * -(-N // 256)
-    wide = roomy and not by_block and tiles >= multiprocessors(device)
+    wide = roomy and not by_block and dtype.itemsize <= 2 and tiles >= multiprocessors(device)
     n, k = 256 if wide else 128, BLOCK if by_block or roomy else 64
     after = 128 * n // 2 * dtype.itemsize * (1 + residual) if tma else 0
     stages = (shared_memory(device) - after - 2048) // ((128 + n) * k)
