@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.attention import sla_triton
 from turbodiffusion.ops.attention.tangent_triton import attention_tangent
 from turbodiffusion.ops.linear import gemm_triton
@@ -83,13 +84,16 @@ def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...])
         yield f"quantize {kind}", lambda dtype=dtype: quantize_rows(x[0], dtype)
         yield f"quantize gelu {kind}", lambda dtype=dtype: quantize_rows(h, dtype, gelu=True)
         yield f"norm {kind}", lambda dtype=dtype: row_norm(x, w, w, EPS, centre=True, one_plus=True, dtype=dtype)
-        x8, up, down = (torch.empty(s, dtype=dtype) for s in ((TOKENS, width), (hidden, width), (width, width)))
+        sizes = ((TOKENS, width), (hidden, width), (TOKENS, hidden), (width, hidden))
+        x8, up, h8, down = (torch.empty(s, dtype=dtype) for s in sizes)
         after = {"gate_BN": torch.empty(1, width), "residual_MN": x[0]}
         yield f"product {kind}", lambda x8=x8, up=up: product(x8, up)
         yield f"product gelu {kind}", lambda x8=x8, up=up: product(x8, up, gelu=True)
-        yield f"product gate {kind}", lambda x8=x8, down=down, after=after: product(x8, down, **after)
-        after = after | {"residual_MN": x[0].float(), "dtype": torch.float32}
-        yield f"product gate {kind} float", lambda x8=x8, down=down, after=after: product(x8, down, **after)
+        yield f"product gate {kind}", lambda h8=h8, down=down, after=after: product(h8, down, **after)
+        in_float = after | {"residual_MN": x[0].float(), "dtype": torch.float32}
+        yield f"product gate {kind} float", lambda h8=h8, down=down, after=in_float: product(h8, down, **after)
+        batch = after | {"gate_BN": torch.empty(8, width)}
+        yield f"product gates {kind}", lambda h8=h8, down=down, after=batch: product(h8, down, **after)
     yield "quantize blocks", lambda: quantize_blocks(x[0])
     yield (
         "product blocks",
@@ -126,9 +130,9 @@ def main() -> int:
     JITFunction.run = lambda *args, **kwargs: compiled.append(run(*args, **{**kwargs, "warmup": True}))
     for target in map(int, chosen.targets.split(",")):
         driver.set_active(Absent(target))
-        gemm_triton.capability = lambda _, target=target: divmod(target, 10)
-        gemm_triton.shared_memory = lambda _, target=target: TARGETS[target]
-        gemm_triton.multiprocessors = lambda _: 100
+        gpu_triton.capability = lambda _, target=target: divmod(target, 10)
+        gpu_triton.shared_memory = lambda _, target=target: TARGETS[target]
+        gpu_triton.multiprocessors = lambda _: 100
         formats = (torch.int8, FP8) if target >= 89 else (torch.int8,)
         for width, hidden, heads in ((1536, 8960, 12), (5120, 13824, 40)):
             for name, call in calls(width, hidden, heads, formats):

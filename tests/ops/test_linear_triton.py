@@ -100,6 +100,36 @@ def test_product_with_row_scales(rows, features, out, dtype, transport):
     assert relative_l2(y, expected) < (1e-6 if dtype == "int8" or DEVICE == "cpu" else 2**-12)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("config", ["SHORT", "LONG"])
+@pytest.mark.parametrize(("rows", "features", "out"), [(3, 16, 16), (999, 1552, 1520), (6000, 400, 1536)])
+def test_products_of_hoppers_own_kernel(rows, features, out, config, dtype):
+    """Ragged in every direction; three videos, whose gates a tile may cross; tiles for more and for fewer programs."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+    from turbodiffusion.ops.linear import gemm_hopper_triton as gemm_hopper
+
+    x, weight, bias = on_device(*linear_inputs(rows, features, out))
+    residual = linear_inputs(rows, out, 1, seed=3)[0].to(DEVICE, torch.bfloat16)
+    gates = linear_inputs(3, out, 1, seed=4)[0].to(DEVICE)
+    x8, w8 = quantize_rows(x, DTYPES[dtype]), quantize_rows(weight, DTYPES[dtype])
+    for fused in (
+        {},
+        {"bias_N": bias.bfloat16(), "gelu": True},
+        {"bias_N": bias, "gate_BN": gates[:1], "residual_MN": residual},
+        {"gate_BN": gates, "residual_MN": residual},
+    ):
+        arguments = {"bias_N": None, "gate_BN": None, "residual_MN": None, "gelu": False} | fused
+        y = torch.full((rows, out), float("nan"), device=DEVICE, dtype=torch.bfloat16)
+        gemm_hopper.gemm_rows(y, *x8, *w8, **arguments, config=getattr(gemm_hopper, config))
+        expected = row_linear(
+            *x8, *w8, arguments["bias_N"], dtype=torch.float32, gelu=arguments["gelu"],
+            gate_BO=arguments["gate_BN"], residual=None if "residual_MN" not in fused else residual.float(),
+        )  # fmt: skip
+        assert relative_l2(y.float(), expected) < (2**-8 if dtype == "int8" else 2**-7)
+
+
 @pytest.mark.parametrize("transport", SMALL)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_everything_after_the_product(dtype, transport, monkeypatch):

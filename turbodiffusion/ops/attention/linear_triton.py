@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.attention.sparse_triton import LOG2E, add_linear, check_sizes, describe, described, row_shift
-from turbodiffusion.ops.linear import gemm_triton
 
 _LOG2E = tl.constexpr(LOG2E)
 _FOLD = tl.constexpr(16)  # rows of a block that the warps of the pass over the keys load at a time
@@ -177,7 +177,7 @@ def key_state(
     check_sizes("linear_attention", D, 128, block_k)
     rows = 64 if k_BSHD.element_size() == 2 else 32
     blocks = -(-S // block_k)
-    programs = programs or gemm_triton.multiprocessors(k_BSHD.device)
+    programs = programs or gpu_triton.multiprocessors(k_BSHD.device)
     parts = max(1, min(blocks, programs // (B * H)))
     new = partial(torch.empty, dtype=torch.float32, device=k_BSHD.device)
     part, vectors, pooled = new(parts, B, H, D, D), new(parts, B, H, 2, D), new(B, H, blocks, D)

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.attention.linear_triton import KeyState, store_row
 from turbodiffusion.ops.attention.sparse_triton import Scales, describe, row_shift
-from turbodiffusion.ops.linear import gemm_triton
 from turbodiffusion.ops.rounding import FP8
 from turbodiffusion.ops.rounding_triton import largest_magnitude, levels_of, to_8bit
 
@@ -165,8 +165,8 @@ def pack(
     pooled, shift = new(B, H, blocks_q, D), new(B, H, L)
     # Two programs a multiprocessor: 128 registers a thread, except where families before Hopper hold in registers what
     # it has in shared memory.
-    maxnreg = 128 if gemm_triton.capability(device)[0] >= 9 else None
-    _pack_kernel[(2 * gemm_triton.multiprocessors(device),)](
+    maxnreg = 128 if gpu_triton.capability(device)[0] >= 9 else None
+    _pack_kernel[(2 * gpu_triton.multiprocessors(device),)](
         describe(q_BLHD, block_q), describe(k_BSHD, block_k), describe(v_BSHD, block_k),
         keys.key_sum_BHD, keys.mean_BHD, keys.largest_BHD, q, k, v, scales.q_BHN, scales.k_BHN, scales.v_BHD,
         pooled, shift, L, S, H, B * H, blocks_q, blocks_k,

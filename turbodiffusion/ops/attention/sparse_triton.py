@@ -21,8 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.kernels import BLOCKS, HEAD_DIMS
-from turbodiffusion.ops.linear import gemm_triton
 from turbodiffusion.ops.rounding_triton import INTERPRETED, ROUNDER
 
 LOG2E = 1.4426950408889634
@@ -364,7 +364,7 @@ def launch_forward(
 
 def fastest_launch(q: Tensor, block_k: int) -> Launch:
     """For q's device and dtype. What was tuned for Hopper needs more registers or shared memory than others have."""
-    if gemm_triton.capability(q.device)[0] != 9 or q.element_size() > 2:
+    if gpu_triton.capability(q.device)[0] != 9 or q.element_size() > 2:
         return Launch()
     launch = HOPPER_EIGHT_BITS if q.element_size() == 1 else HOPPER_SIXTEEN_BITS
     return replace(launch, pair=block_k == 64)  # two blocks of 128 do not fit

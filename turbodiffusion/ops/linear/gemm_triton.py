@@ -10,19 +10,20 @@ products have one sign (measured: 13% of the norm with one such output in 5120).
 
 Programs stay resident and take tiles in turn, in groups of rows that share their columns of the weight in the L2
 cache. On Hopper and later tiles travel by tensor memory access (TMA), before by masked loads. Ragged M is masked, by
-the hardware or by hand; N and K must be multiples of 16, which 16-byte rows of TMA need.
+the hardware or by hand; N and K must be multiples of 16, which 16-byte rows of TMA need. On Hopper itself products by
+rows have a kernel of their own, `gemm_hopper_triton.py`.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime import driver
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbodiffusion.ops import gpu_triton
+from turbodiffusion.ops.gpu_triton import aligned
 from turbodiffusion.ops.kernels import FP8_GPU
 from turbodiffusion.ops.rounding_triton import gelu_tanh
 
@@ -187,14 +188,21 @@ def gemm(
     if M == 0:
         return y
     by_block = x_scale.ndim == 2
+    product = y, x_MK, x_scale, weight_NK, w_scale, bias_N, gate_BN, residual_MN, gelu
+    if config is None and gpu_triton.capability(x_MK.device)[0] == 9 and not by_block and dtype.itemsize == 2:
+        # Here, because the interpreter has no Gluon.
+        from turbodiffusion.ops.linear.gemm_hopper_triton import gemm_rows
+
+        gemm_rows(*product)
+        return y
     if config is None:
         config = default_config(
-            x_MK.device, M, N, dtype,
-            integers=x_MK.dtype == torch.int8, by_block=by_block, residual=residual_MN is not None,
+            x_MK.device, M, N, dtype, integers=x_MK.dtype == torch.int8, by_block=by_block,
+            residual=residual_MN is not None, gates=0 if gate_BN is None else gate_BN.shape[0],
         )  # fmt: skip
     if by_block and (config.k != BLOCK or max(config.m, config.n) > BLOCK):
         raise ValueError(f"gemm: block scales need tiles of at most {BLOCK} and k={BLOCK}, got {config}")
-    _launch(y, x_MK, x_scale, weight_NK, w_scale, bias_N, gate_BN, residual_MN, gelu, by_block, config)
+    _launch(*product, by_block, config)
     return y
 
 
@@ -212,14 +220,14 @@ def _launch(
     config: Config,
 ) -> None:
     (M, K), N, half = x_MK.shape, weight_NK.shape[0], config.n // 2
-    x_MK, weight_NK = _aligned(x_MK), _aligned(weight_NK)
-    residual_MN = None if residual_MN is None else _aligned(residual_MN)
+    x_MK, weight_NK = aligned(x_MK), aligned(weight_NK)
+    residual_MN = None if residual_MN is None else aligned(residual_MN)
 
     def tiled(x: Tensor | None, height: int, width: int) -> Tensor | TensorDescriptor | None:
         return TensorDescriptor.from_tensor(x, [height, width]) if config.tma and x is not None else x
 
     tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
-    _gemm[(min(tiles, config.programs * multiprocessors(x_MK.device)),)](
+    _gemm[(min(tiles, config.programs * gpu_triton.multiprocessors(x_MK.device)),)](
         tiled(x_MK, config.m, config.k), tiled(weight_NK, config.n, config.k), tiled(y_MN, config.m, half),
         x_scale.contiguous(), w_scale.contiguous(), None if bias_N is None else bias_N.contiguous(),
         None if gate_BN is None else gate_BN.contiguous(), tiled(residual_MN, config.m, half),
@@ -235,44 +243,33 @@ def _launch(
 
 
 def default_config(
-    device: torch.device, M: int, N: int, dtype: torch.dtype, *, integers: bool, by_block: bool, residual: bool
+    device: torch.device,
+    M: int,
+    N: int,
+    dtype: torch.dtype,
+    *,
+    integers: bool,
+    by_block: bool,
+    residual: bool,
+    gates: int,
 ) -> Config:
     """Tiles by the GPU's family, then as many in flight as its shared memory holds, at most four.
 
-    On Hopper two programs with small tiles hide each other's epilogues. By benchmarks/ops.py --tune on an H200, 32760
-    rows, they are as fast as one program with the best tile times 0.96 to 1.17 with int8 rows, 1.04 to 1.35 with int8
-    blocks and 0.78 to 1.0 with fp8. With a residual, memory for three stages would not suffice.
+    On Hopper two programs with small tiles hide each other's epilogues: by benchmarks/ops.py --tune on an H200, 32760
+    rows, they are 1.04 to 1.35 times as fast with int8 blocks as one program with the best tile. With a residual,
+    memory for three stages would not suffice. Wide tiles leave none for float32 or for gates of several videos, which
+    change their layout by way of it.
     """
-    major = capability(device)[0]
+    major = gpu_triton.capability(device)[0]
     tma, roomy = major >= 9, major in (9, 10)  # consumer Blackwell has TMA and 99 KB of shared memory
-    if major == 9 and integers and not residual and dtype.itemsize <= 2:
+    if major == 9 and integers and not residual and dtype.itemsize <= 2 and gates < 2:
         return Config(stages=3, warps=4, programs=2)
     tiles = -(-M // 128) * -(-N // 256)
-    wide = roomy and not by_block and dtype.itemsize <= 2 and tiles >= multiprocessors(device)
+    wide = roomy and not by_block and dtype.itemsize <= 2 and gates < 2 and tiles >= gpu_triton.multiprocessors(device)
     n, k = 256 if wide else 128, BLOCK if by_block or roomy else 64
     after = 128 * n // 2 * dtype.itemsize * (1 + residual) if tma else 0
-    stages = (shared_memory(device) - after - 2048) // ((128 + n) * k)
+    stages = (gpu_triton.shared_memory(device) - after - 2048) // ((128 + n) * k)
     return Config(n=n, k=k, stages=max(1, min(stages, 4)), tma=tma)
-
-
-@lru_cache
-def capability(device: torch.device) -> tuple[int, int]:
-    """Of the GPU; the interpreter, on a CPU, takes what any GPU takes."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else FP8_GPU
-
-
-@lru_cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-
-
-@lru_cache
-def shared_memory(device: torch.device) -> int:
-    """Bytes that one program can have."""
-    if device.type != "cuda":
-        return 101376
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return driver.active.utils.get_device_properties(index)["max_shared_mem"]
 
 
 def _check(x_MK: Tensor, N: int, K: int) -> None:
@@ -280,11 +277,5 @@ def _check(x_MK: Tensor, N: int, K: int) -> None:
         raise ValueError(f"gemm: impl 'triton' needs N and K to be multiples of 16, got {N} and {K}; use 'reference'")
     if not 0 < K <= MAX_FEATURES:
         raise ValueError(f"gemm: impl 'triton' sums 1 to {MAX_FEATURES} int8 products exactly, got K={K}")
-    if x_MK.dtype != torch.int8 and capability(x_MK.device) < FP8_GPU:
+    if x_MK.dtype != torch.int8 and gpu_triton.capability(x_MK.device) < FP8_GPU:
         raise ValueError("gemm: fp8 needs a GPU of compute capability 8.9 or more (Ada, Hopper); int8 runs on this one")
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """x where its rows are dense and start at multiples of 16 bytes, as TMA reads them, else a copy."""
-    dense = x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
-    return x if dense else x.clone(memory_format=torch.contiguous_format)
