@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.attention.linear_triton import key_state
 from turbodiffusion.ops.attention.quantize_triton import Packed, pack
 from turbodiffusion.ops.attention.sparse_triton import (
@@ -31,8 +32,15 @@ def attend_packed(
 ) -> Tensor:
     """Attention in 8 bits over the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
     block_q, block_k, D = packed.q.shape[3], packed.k.shape[3], shape[3]
-    launch = launch or fastest_launch(packed.q, block_k)
     out = torch.empty(shape, dtype=dtype, device=packed.q.device)
+    if launch is None and gpu_triton.capability(out.device)[0] == 9 and dtype.itemsize == 2:
+        # Here, because the interpreter has no Gluon.
+        from turbodiffusion.ops.attention.sparse_hopper_triton import SIZES, attend
+
+        if (shape[0], block_q, block_k, D) == SIZES:
+            attend(packed.q, packed.k, packed.v, packed.scales, map_BHNK, out, keys, linear)
+            return out
+    launch = launch or fastest_launch(packed.q, block_k)
     blocks = ((packed.q, min(launch.rows, block_q)), (packed.k, block_k), (packed.v, D))
     q, k, v = (TensorDescriptor.from_tensor(x.flatten(0, 3), [rows, x.shape[-1]]) for x, rows in blocks)
     launch_forward(q, k, v, map_BHNK, out, None, keys, block_q, block_k, packed.scales, linear, launch)

@@ -1,0 +1,341 @@
+"""SageAttention's and SageSLA's attention in 8 bits on Hopper, in Gluon: `sparse_triton`'s, for one sequence.
+
+Programs stay resident and take query blocks in turn. One warp brings the kept blocks of k and v, ahead, by TMA; two
+groups of four warps have half of the query block each and share what it brings: fewer bytes from the L2 cache, whose
+bandwidth bounds Triton's kernel. The scores of the next block are on the tensor cores while a group takes the softmax
+of this one, and one group multiplies while the other does not.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from turbodiffusion.ops import gpu_triton
+from turbodiffusion.ops.attention.sparse_triton import LOG2E, LinearTerm, Scales
+
+DTYPES = {
+    torch.int8: gl.int8,
+    torch.float8_e4m3fn: gl.float8e4nv,
+    torch.bfloat16: gl.bfloat16,
+    torch.float16: gl.float16,
+}
+BLOCK_Q, BLOCK_K, HEAD_DIM = 128, 64, 128
+SIZES = (1, BLOCK_Q, BLOCK_K, HEAD_DIM)  # sequences, and what Wan has: other sizes are Triton's
+EARLY = False
+ORDER = True
+STAGES = 4  # pairs of blocks of k and v on their way
+
+_LOG2E = gl.constexpr(LOG2E)
+_LOG2_FP8_MAX = gl.constexpr(8.807354922057604)
+_MAGIC = gl.constexpr(12582912.0)  # `rounding_triton.ROUNDER`, and its bits
+_MAGIC_BITS = gl.constexpr(0x4B400000)
+_ROWS = gl.constexpr(64)  # of a group of warps
+_BLOCK_K = gl.constexpr(BLOCK_K)
+_D = gl.constexpr(HEAD_DIM)
+_PAIR = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * BLOCK_K, 32]))
+_SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 32]))
+_OUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 32]))
+_LEFT_8 = gl.constexpr(gl.DotOperandLayout(0, _PAIR.value, 4))
+_LEFT_P = gl.constexpr(gl.DotOperandLayout(0, _OUT.value, 4))
+_OUT_16 = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 16]))
+_LEFT_16 = gl.constexpr(gl.DotOperandLayout(0, _OUT_16.value, 2))
+
+
+@gluon.jit
+def _place(map_ptr, kept, step, half: gl.constexpr, GATHER: gl.constexpr):
+    """Block `half` of a step. The last of the map comes first, as it alone can reach past the end. If the map is odd
+    it is alone: the second half of the first step is then the last block again, for nothing.
+    """
+    at = 2 * step + half - 1 - kept % 2
+    if half == 0:
+        at = gl.where(step == 0, kept - 1, at)
+    else:
+        at = gl.where(at < 0, kept - 1, at)
+    if GATHER:
+        return gl.load(map_ptr + at)
+    else:
+        return at
+
+
+@gluon.jit
+def _load(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr):
+    """One warp: brings the blocks of every query block of this program, and each head's state."""
+    k, v, state = tensors[1], tensors[2], tensors[4]
+    L, S, H, kept, _ = sizes
+    keys, values, states = buffers[0], buffers[1], buffers[4]
+    ready, free, _, _, state_ready, state_free, _ = barriers
+    map_ptr = pointers[0]
+    GATHER: gl.constexpr = SETUP[0]
+    LINEAR: gl.constexpr = SETUP[1]
+    STAGES: gl.constexpr = keys.type.shape[0]
+    blocks_q, blocks_k = gl.cdiv(L, 2 * _ROWS), gl.cdiv(S, _BLOCK_K)
+    count = 0
+    turn = 0
+    for tile in range(gl.program_id(0), blocks_q * H, gl.num_programs(0)):
+        head = tile // blocks_q
+        here = map_ptr + tile * kept
+        for step in range(gl.cdiv(kept, 2)):
+            first = head * blocks_k + _place(here, kept, step, 0, GATHER)
+            second = head * blocks_k + _place(here, kept, step, 1, GATHER)
+            stage = count % STAGES
+            there = ready.index(stage)
+            mbarrier.wait(free.index(stage), count // STAGES & 1 ^ 1)
+            mbarrier.expect(there, 2 * (k.block_type.nbytes + v.block_type.nbytes))
+            pair = keys.index(stage)
+            tma.async_copy_global_to_shared(k, [first * _BLOCK_K, 0], there, pair.slice(0, _BLOCK_K))
+            tma.async_copy_global_to_shared(k, [second * _BLOCK_K, 0], there, pair.slice(_BLOCK_K, _BLOCK_K))
+            tma.async_copy_global_to_shared(v, [first * _D, 0], there, values.index(2 * stage))
+            tma.async_copy_global_to_shared(v, [second * _D, 0], there, values.index(2 * stage + 1))
+            count += 1
+        if LINEAR:
+            mbarrier.wait(state_free, turn & 1 ^ 1)
+            mbarrier.expect(state_ready, state.block_type.nbytes)
+            tma.async_copy_global_to_shared(state, [head * _D, 0], state_ready, states)
+        turn += 1
+
+
+@gluon.jit
+def _halves(pair, MAGIC: gl.constexpr):
+    """The scores of a step's two blocks, float32, with _MAGIC added if int8."""
+    if MAGIC:
+        pair = (pair + _MAGIC_BITS).to(gl.float32, bitcast=True)
+    first, second = pair.reshape((_ROWS, 2, _BLOCK_K)).permute((0, 2, 1)).split()
+    return gl.convert_layout(first, _SCORES, assert_trivial=True), gl.convert_layout(
+        second, _SCORES, assert_trivial=True
+    )
+
+
+@gluon.jit
+def _as_left(p, dtype: gl.constexpr):
+    """Probabilities in 8 bits where wgmma reads them from: each stays in its thread, see `sparse_triton._low`."""
+    p = p.to(dtype).reshape((_ROWS, _BLOCK_K // 16, 2, 4, 2)).permute((0, 1, 3, 2, 4)).reshape((_ROWS, _BLOCK_K))
+    return gl.convert_layout(p, _LEFT_P, assert_trivial=True)
+
+
+@gluon.jit
+def _softmax(first, second, scale, other_scale, total, largest, dtype: gl.constexpr, MAGIC: gl.constexpr):
+    """Probabilities times 448 in 8 bits, their new sums and largest scores, and what the sums so far shrink by."""
+    off = _MAGIC * scale if MAGIC else 0.0
+    other_off = _MAGIC * other_scale if MAGIC else 0.0
+    top = gl.maximum(gl.max(first, 1) * scale - off, gl.max(second, 1) * other_scale - other_off)
+    now = gl.maximum(largest, top)
+    rescale = gl.exp2(largest - now)
+    p = gl.exp2(first * scale - (now + (off - _LOG2_FP8_MAX))[:, None])
+    other = gl.exp2(second * other_scale - (now + (other_off - _LOG2_FP8_MAX))[:, None])
+    total = total * rescale + gl.sum(p + other, 1)
+    shrink = gl.convert_layout(rescale, gl.SliceLayout(1, _OUT), assert_trivial=True)[:, None]
+    return _as_left(p, dtype), _as_left(other, dtype), total, now, shrink
+
+
+@gluon.jit
+def _weigh(p, other, values, stage):
+    """The product of a step's probabilities with its values, under way: sums of its own, see `sparse_triton._step`."""
+    part = warpgroup_mma(
+        p, values.index(2 * stage).permute((1, 0)), gl.zeros((_ROWS, _D), gl.float32, _OUT), use_acc=False,
+        is_async=True,
+    )  # fmt: skip
+    return warpgroup_mma(other, values.index(2 * stage + 1).permute((1, 0)), part, is_async=True)
+
+
+@gluon.jit
+def _score(q, keys, stage, SUM: gl.constexpr):
+    """q k^T of a step, under way."""
+    zeros = gl.zeros((_ROWS, 2 * _BLOCK_K), SUM, _PAIR)
+    return warpgroup_mma(q, keys.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def _attend(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr, ME: gl.constexpr):
+    """Group ME of the warps: half ME of every query block of this program."""
+    q_desc, k_desc, v_desc, raw, state, out = tensors
+    map_ptr, q_scale, k_scale, v_scale, shift, bias = pointers
+    L, S, H, kept, softmax_scale = sizes
+    keys, values, queries, rows, states = buffers
+    ready, free, q_ready, raw_ready, state_ready, state_free, turns = barriers
+    GATHER: gl.constexpr = SETUP[0]
+    LINEAR: gl.constexpr = SETUP[1]
+    EARLY: gl.constexpr = SETUP[2]
+    ORDER: gl.constexpr = SETUP[3]
+    STAGES: gl.constexpr = keys.type.shape[0]
+    MAGIC: gl.constexpr = k_desc.dtype == gl.int8
+    SUM: gl.constexpr = gl.int32 if MAGIC else gl.float32
+    blocks_q, blocks_k = gl.cdiv(L, 2 * _ROWS), gl.cdiv(S, _BLOCK_K)
+    steps = gl.cdiv(kept, 2)
+    mine = rows.index(ME)
+    q_mine = queries.index(ME)
+    tiles = blocks_q * H
+    mbarrier.expect(q_ready.index(ME), q_desc.block_type.nbytes)
+    tma.async_copy_global_to_shared(q_desc, [(gl.program_id(0) * 2 + ME) * _ROWS, 0], q_ready.index(ME), q_mine)
+    count = 0
+    turn = 0
+    moves = 0
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        head = tile // blocks_q
+        start = (tile % blocks_q * 2 + ME) * _ROWS
+        here, scales = map_ptr + tile * kept, k_scale + head * blocks_k
+        tma.store_wait(0)  # the output of the tile before has left `mine`
+        if LINEAR:
+            mbarrier.expect(raw_ready.index(ME), raw.block_type.nbytes)
+            tma.async_copy_global_to_shared(raw, [start, head * _D], raw_ready.index(ME), mine)
+        row_scale = softmax_scale * gl.load(q_scale + tile)
+        block, other = _place(here, kept, 0, 0, GATHER), _place(here, kept, 0, 1, GATHER)
+        scale, other_scale = row_scale * gl.load(scales + block), row_scale * gl.load(scales + other)
+        columns = gl.arange(0, _BLOCK_K, gl.SliceLayout(0, _SCORES))
+        there, other_there = block * _BLOCK_K + columns < S, columns < gl.where(kept % 2 == 0, _BLOCK_K, 0)
+        following = gl.minimum(1, steps - 1)
+        block, other = _place(here, kept, following, 0, GATHER), _place(here, kept, following, 1, GATHER)
+
+        mbarrier.wait(q_ready.index(ME), turn & 1)
+        q = q_mine.load(_LEFT_8)
+        fence_async_shared()
+        if tile + gl.num_programs(0) < tiles:
+            mbarrier.expect(q_ready.index(ME), q_desc.block_type.nbytes)
+            next_row = ((tile + gl.num_programs(0)) * 2 + ME) * _ROWS
+            tma.async_copy_global_to_shared(q_desc, [next_row, 0], q_ready.index(ME), q_mine)
+
+        largest = gl.full((_ROWS,), float("-inf"), gl.float32, gl.SliceLayout(1, _SCORES))
+        total = gl.zeros((_ROWS,), gl.float32, gl.SliceLayout(1, _SCORES))
+        acc = gl.zeros((_ROWS, _D), gl.float32, _OUT)
+        mbarrier.wait(ready.index(count % STAGES), count // STAGES & 1)
+        pair = warpgroup_mma_wait(0, deps=(_score(q, keys, count % STAGES, SUM),))
+        first, second = _halves(pair, MAGIC)
+        first = gl.where(there[None, :], first, float("-inf"))
+        second = gl.where(other_there[None, :], second, float("-inf"))
+        for step in range(1, steps):
+            # Each load is for the step after, or the one after that: nothing waits for memory.
+            k_scale_1, k_scale_2 = gl.load(scales + block), gl.load(scales + other)
+            following = gl.minimum(step + 1, steps - 1)
+            block, other = _place(here, kept, following, 0, GATHER), _place(here, kept, following, 1, GATHER)
+            p, other_p, total, largest, shrink = _softmax(
+                first, second, scale, other_scale, total, largest, v_desc.dtype, MAGIC
+            )
+            stage = (count + 1) % STAGES
+            mbarrier.wait(ready.index(stage), (count + 1) // STAGES & 1)
+            if ORDER:
+                mbarrier.wait(turns.index(ME), moves + 1 - ME & 1)
+            part = _weigh(p, other_p, values, count % STAGES)
+            if EARLY:
+                pair = _score(q, keys, stage, SUM)
+                if ORDER:
+                    mbarrier.arrive(turns.index(1 - ME), count=1)
+            part = warpgroup_mma_wait(1 if EARLY else 0, deps=(part,))
+            if not EARLY:
+                pair = _score(q, keys, stage, SUM)
+                if ORDER:
+                    mbarrier.arrive(turns.index(1 - ME), count=1)
+            moves += 1
+            mbarrier.arrive(free.index(count % STAGES), count=1)
+            acc = acc * shrink + part
+            pair = warpgroup_mma_wait(0, deps=(pair,))
+            first, second = _halves(pair, MAGIC)
+            scale, other_scale = row_scale * k_scale_1, row_scale * k_scale_2
+            count += 1
+        p, other_p, total, largest, shrink = _softmax(
+            first, second, scale, other_scale, total, largest, v_desc.dtype, MAGIC
+        )
+        part = warpgroup_mma_wait(0, deps=(_weigh(p, other_p, values, count % STAGES),))
+        mbarrier.arrive(free.index(count % STAGES), count=1)
+        count += 1
+        acc = acc * shrink + part
+        acc *= gl.convert_layout(1.0 / total, gl.SliceLayout(1, _OUT), assert_trivial=True)[:, None]
+        column = gl.arange(0, _D, gl.SliceLayout(0, _OUT))
+        acc *= gl.load(v_scale + head * _D + column)[None, :]
+        if LINEAR:
+            at = start + gl.arange(0, _ROWS, gl.SliceLayout(1, _LEFT_16))
+            row_shift = gl.load(shift + head * L + at, mask=at < L, other=0.0)
+            mbarrier.wait(raw_ready.index(ME), turn & 1)
+            phi = gl.exp2(mine.load(_LEFT_16).to(gl.float32) * _LOG2E + row_shift[:, None]).to(state.dtype)
+            mbarrier.wait(state_ready, turn & 1)
+            acc = warpgroup_mma(phi, states, gl.convert_layout(acc, _OUT_16, assert_trivial=True))
+            acc = gl.convert_layout(acc, _OUT, assert_trivial=True)
+            mbarrier.arrive(state_free, count=1)
+            acc += gl.load(bias + column)[None, :]
+        mine.store(acc.to(out.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out, [start, head * _D], mine)
+        turn += 1
+    tma.store_wait(0)
+
+
+@gluon.jit
+def _attend_second(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr):
+    _attend(tensors, pointers, sizes, buffers, barriers, SETUP, 1)
+
+
+@gluon.jit(do_not_specialize=["L", "S", "H", "kept"])
+def _attention(
+    q, k, v, raw, state, out, map_ptr, q_scale, k_scale, v_scale, shift, bias, L, S, H, kept, softmax_scale,
+    GATHER: gl.constexpr, LINEAR: gl.constexpr, EARLY: gl.constexpr, ORDER: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
+):  # fmt: skip
+    keys = gl.allocate_shared_memory(k.dtype, [STAGES, 2 * _BLOCK_K, _D], k.layout)
+    values = gl.allocate_shared_memory(v.dtype, [2 * STAGES] + v.block_type.shape, v.layout)
+    queries = gl.allocate_shared_memory(q.dtype, [2] + q.block_type.shape, q.layout)
+    rows = gl.allocate_shared_memory(out.dtype, [2] + out.block_type.shape, out.layout)  # of raw q, then of the output
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())  # a block of k and v is there
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())  # both groups are done with it
+    q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    raw_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())  # a group may multiply
+    state_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    state_free = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(free.index(i), count=2)
+    for i in gl.static_range(2):
+        mbarrier.init(q_ready.index(i), count=1)
+        mbarrier.init(raw_ready.index(i), count=1)
+        mbarrier.init(turns.index(i), count=1)
+    mbarrier.init(state_ready, count=1)
+    mbarrier.init(state_free, count=2)
+    fence_async_shared()
+    if LINEAR:
+        states = gl.allocate_shared_memory(state.dtype, state.block_type.shape, state.layout)
+    else:
+        states = state_free
+    SETUP: gl.constexpr = (GATHER, LINEAR, EARLY, ORDER)
+    tensors, pointers = (q, k, v, raw, state, out), (map_ptr, q_scale, k_scale, v_scale, shift, bias)
+    sizes, buffers = (L, S, H, kept, softmax_scale), (keys, values, queries, rows, states)
+    barriers = (ready, free, q_ready, raw_ready, state_ready, state_free, turns)
+    job = (tensors, pointers, sizes, buffers, barriers, SETUP)
+    gl.warp_specialize([(_attend, job + (0,)), (_attend_second, job), (_load, job)], [4, 1], [240, 24])
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scales: Scales,
+    map_BHNK: Tensor | None,
+    out_BLHD: Tensor,
+    keys: int,
+    linear: LinearTerm | None,
+) -> None:
+    """Write `out_BLHD` from `Packed`'s q, k and v; arguments are those of `sparse_triton.launch_forward`."""
+    _, L, H, D = out_BLHD.shape
+    kept = -(-keys // BLOCK_K) if map_BHNK is None else map_BHNK.shape[-1]
+
+    def tiled(x: Tensor, height: int, width: int) -> TensorDescriptor:
+        layout = gl.NVMMASharedLayout.get_default_for([height, width], DTYPES[x.dtype])
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [height, width], layout)
+
+    raw = None if linear is None else tiled(linear.q_BLHD[0].flatten(1), 64, D)
+    state = None if linear is None else tiled(linear.state_BHDE.flatten(0, 2), D, D)
+    tiles = triton.cdiv(L, BLOCK_Q) * H
+    _attention[(min(tiles, gpu_triton.multiprocessors(q.device)),)](
+        tiled(q.flatten(0, 3), 64, D), tiled(k.flatten(0, 3), BLOCK_K, D), tiled(v.flatten(0, 3), D, BLOCK_K),
+        raw, state, tiled(out_BLHD[0].flatten(1), 64, D),
+        q if map_BHNK is None else map_BHNK.contiguous(), scales.q_BHN, scales.k_BHN, scales.v_BHD,
+        *((linear.shift_BHL, linear.bias_D) if linear else (None, None)),
+        L, keys, H, kept, D**-0.5 * LOG2E,
+        GATHER=map_BHNK is not None, LINEAR=linear is not None, EARLY=EARLY, ORDER=ORDER, STAGES=STAGES, num_warps=4, maxnreg=168,
+    )  # fmt: skip
