@@ -15,9 +15,10 @@ TEXT = TextConfig(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=48, vocab_
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tensors of several pieces, a few of them ahead."""
+    """Tensors of several pieces, a few of them ahead, and some too small to be."""
     monkeypatch.setattr(room, "PIECE", 64)
     monkeypatch.setattr(room, "AHEAD", 300)
+    monkeypatch.setattr(room, "SMALL", 20)
 
 
 def tensors():

@@ -20,6 +20,7 @@ from torch import Tensor
 PIECE = 16 << 20  # bytes that a thread copies at once, and its pinned memory
 THREADS = 8  # a core copies 5 to 10 GB/s out of the page cache, the bus takes 25 to 50
 AHEAD = 256 << 20  # bytes on the device beyond the tensor that is used
+SMALL = 64 << 10  # bytes that CUDA copies without waiting: handing them to a thread takes longer
 
 
 class _Lane(threading.local):
@@ -31,15 +32,15 @@ class _Lane(threading.local):
             self.memory = torch.empty(PIECE, dtype=torch.uint8, pin_memory=on_gpu)
         self.stream = torch.cuda.Stream(device) if on_gpu else None
 
-    def carry(self, source: NDArray[np.uint8], target: Tensor, main: torch.cuda.Stream | None) -> None:
-        """Copy bytes, PIECE at most; done when it returns."""
+    def carry(self, source: NDArray[np.uint8], target: Tensor, free: torch.cuda.Event | None) -> None:
+        """Copy bytes, PIECE at most; done when it returns. free: from when on the target's memory is nobody else's."""
         piece = self.memory[: len(source)]
         np.copyto(piece.numpy(), source)  # without the interpreter's lock, which NumPy releases
         with torch.inference_mode(target.is_inference()):  # which a thread does not have from the one that started it
-            if self.stream is None or main is None:
+            if self.stream is None or free is None:
                 target.copy_(piece)
                 return
-            self.stream.wait_stream(main)  # the target's memory may have been freed by work that is still queued
+            self.stream.wait_event(free)
             with torch.cuda.stream(self.stream):
                 target.copy_(piece, non_blocking=True)
             self.stream.synchronize()
@@ -60,10 +61,14 @@ def ahead(
         nonlocal under_way
         while (not coming or under_way < AHEAD) and (name := next(waiting, None)) is not None:
             stored = read(name)
+            if stored.nbytes <= SMALL:
+                coming.append((name, stored, []))
+                continue
             target = torch.empty(stored.shape, dtype=stored.dtype, device=device)
+            free = main.record_event() if main is not None else None  # work that is queued may have used the memory
             source, place = (t.reshape(-1).view(torch.uint8) for t in (stored, target))
             pieces = zip(source.split(PIECE), place.split(PIECE), strict=True)
-            coming.append((name, target, [pool.submit(lane.carry, a.numpy(), b, main) for a, b in pieces]))
+            coming.append((name, target, [pool.submit(lane.carry, a.numpy(), b, free) for a, b in pieces]))
             under_way += target.nbytes
 
     def take(name: str) -> Tensor:
@@ -71,6 +76,8 @@ def ahead(
         start()
         its_name, target, pieces = coming.popleft()
         assert its_name == name, f"{name} is read before {its_name}"
+        if not pieces:
+            return target.to(device, copy=True)
         under_way -= target.nbytes
         start()
         for piece in pieces:
