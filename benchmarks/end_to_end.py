@@ -200,6 +200,8 @@ def cold_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]
                 pass
     seconds, stages = [], []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    # Bytecode is kept where it can be: without, a process compiles PyTorch's sources, which no usual installation does.
+    environment |= {"PYTHONPYCACHEPREFIX": str(outputs.resolve() / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
     for number in range(runs + 1):
         command = [sys.executable, "-m", "turbodiffusion", "generate", PROMPT.format(9000 + number)]
         command += ["--model", str(folder), "--seed", str(9000 + number), "--num-steps", "4", "--quant-linear", "on"]

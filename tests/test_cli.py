@@ -36,9 +36,11 @@ def test_help_needs_no_torch():
     assert done.stdout.endswith("False\n") and "generate" in done.stdout
 
 
-def test_a_video_needs_no_compiler_and_no_transformers(tmp_path):
+@pytest.mark.parametrize("linears", ["off", "int8_row"])
+def test_a_video_needs_no_compiler_and_no_transformers(tmp_path, linears):
     """Either takes seconds to import, and each process would pay: PyTorch imports its compiler where it is touched."""
     words = ["a red ball", "--num-frames", "5", "--num-steps", "1", "--resolution", "64x64", "--device", "cpu"]
+    words += ["--quant-linear", linears]
     heavy = ["torch._dynamo", "sympy", "transformers"]
     code = (
         f"import sys; from turbodiffusion import cli; assert cli.main(['generate', *{words}, '--output', sys.argv[1]]) "

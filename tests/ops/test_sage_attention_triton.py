@@ -12,7 +12,8 @@ from turbodiffusion.ops.attention.sage import sage_attention as reference
 from turbodiffusion.ops.attention.sage_triton import attend_packed, sage_attention, sage_sparse_attention
 from turbodiffusion.ops.attention.sagesla import sage_sparse_attention as sparse_reference
 from turbodiffusion.ops.attention.sla import block_map, sparse_attention
-from turbodiffusion.ops.attention.sparse_triton import Launch
+from turbodiffusion.ops.attention.sla_triton import linear_term
+from turbodiffusion.ops.attention.sparse_triton import HOPPER_EIGHT_BITS, Launch
 from turbodiffusion.ops.cases import BOUNDS, OF_THE_EMULATION
 
 # Kernels in the interpreter: seconds in all, too long for make test-fast.
@@ -96,3 +97,22 @@ def test_only_kept_blocks_are_read(poisoned):
 def test_a_single_key_returns_its_value(poisoned):
     q, k, v = attention_inputs(5, 64, keys=1, device=DEVICE)
     torch.testing.assert_close(sage_attention(q, k, v, 128, 64, "int8"), v.expand_as(q), rtol=1e-6, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("qk", ["int8", "fp8"])
+@pytest.mark.parametrize(("tokens", "kept"), [(1, None), (65, 1), (780, 5), (780, 6), (5000, None), (30000, 40)])
+def test_hoppers_own_attention_is_tritons(tokens, kept, qk):
+    """Odd and even maps, dense, fewer query blocks than programs and more; with the linear term and without."""
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+    q, k, v = attention_inputs(tokens, 128, device=DEVICE, dtype=torch.bfloat16, heads=3)
+    keys = key_state(k, v, 64, torch.eye(128, device=DEVICE))
+    packed, _ = pack(q, k, v, keys, 128, 64, qk)
+    blocks = torch.rand(1, 3, -(-tokens // 128), -(-tokens // 64), device=DEVICE)
+    chosen = None if kept is None else blocks.topk(kept).indices.sort().values.int()
+    term = linear_term(q, keys, packed.shift_BHL, torch.randn(128, device=DEVICE))
+    for linear in (None, term):
+        actual = attend_packed(packed, chosen, q.shape, tokens, q.dtype, linear=linear)
+        expected = attend_packed(packed, chosen, q.shape, tokens, q.dtype, linear=linear, launch=HOPPER_EIGHT_BITS)
+        assert relative_l2(actual, expected) < 2**-8  # sums in another order where a map is even, then bfloat16

@@ -160,7 +160,8 @@ def _put_quantized(module: QuantizedLinear, checkpoint: Checkpoint, name: str, d
         return []
     for leaf, buffer in module.named_buffers(recurse=False):
         if buffer.is_meta:
-            setattr(module, leaf, torch.empty_like(buffer, device=device))
+            # Not empty_like: of a meta tensor it goes through PyTorch's Python references, which import SymPy.
+            setattr(module, leaf, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
     place = module.scale.device  # before anything is computed: a GPU recasts a weight in the time that reading takes
     if checkpoint.quantized(name):
         values, scale = checkpoint.blocks(name)

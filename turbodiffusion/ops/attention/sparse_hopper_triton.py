@@ -1,12 +1,11 @@
 """SageAttention's and SageSLA's attention in 8 bits on Hopper, in Gluon: `sparse_triton`'s, for one sequence.
 
 Programs stay resident and take query blocks in turn. One warp brings the kept blocks of k and v, ahead, by TMA; two
-groups of four warps have half of the query block each and share what it brings: fewer bytes from the L2 cache, whose
-bandwidth bounds Triton's kernel. The scores of the next block are on the tensor cores while a group takes the softmax
-of this one, and one group multiplies while the other does not.
+groups of four warps have half of the query block each and share what it brings: half the bytes from the L2 cache, whose
+bandwidth bounds Triton's kernel. A step takes two blocks, as `sparse_triton`'s pairs do; while a group takes their
+softmax, the tensor cores have the other group's products. docs/performance.md has what else was tried.
 """
 
-import torch
 import triton
 from torch import Tensor
 from triton.experimental import gluon
@@ -18,21 +17,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.attention.sparse_triton import LOG2E, LinearTerm, Scales
+from turbodiffusion.ops.gluon_triton import tiled
+from turbodiffusion.ops.gpu_triton import multiprocessors
 
-DTYPES = {
-    torch.int8: gl.int8,
-    torch.float8_e4m3fn: gl.float8e4nv,
-    torch.bfloat16: gl.bfloat16,
-    torch.float16: gl.float16,
-}
 BLOCK_Q, BLOCK_K, HEAD_DIM = 128, 64, 128
 SIZES = (1, BLOCK_Q, BLOCK_K, HEAD_DIM)  # sequences, and what Wan has: other sizes are Triton's
-EARLY = False
-ORDER = True
 STAGES = 4  # pairs of blocks of k and v on their way
 
 _LOG2E = gl.constexpr(LOG2E)
@@ -42,6 +33,7 @@ _MAGIC_BITS = gl.constexpr(0x4B400000)
 _ROWS = gl.constexpr(64)  # of a group of warps
 _BLOCK_K = gl.constexpr(BLOCK_K)
 _D = gl.constexpr(HEAD_DIM)
+# Where the threads of a group hold the scores of a step and of a block, the output, and left factors in registers.
 _PAIR = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 2 * BLOCK_K, 32]))
 _SCORES = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_K, 32]))
 _OUT = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, HEAD_DIM, 32]))
@@ -73,7 +65,7 @@ def _load(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr):
     k, v, state = tensors[1], tensors[2], tensors[4]
     L, S, H, kept, _ = sizes
     keys, values, states = buffers[0], buffers[1], buffers[4]
-    ready, free, _, _, state_ready, state_free, _ = barriers
+    ready, free, _, _, state_ready, state_free = barriers
     map_ptr = pointers[0]
     GATHER: gl.constexpr = SETUP[0]
     LINEAR: gl.constexpr = SETUP[1]
@@ -155,46 +147,89 @@ def _score(q, keys, stage, SUM: gl.constexpr):
 
 
 @gluon.jit
+def _over_blocks(
+    q, keys, values, ready, free, map_ptr, scales, row_scale, S, kept, count, dtype: gl.constexpr,
+    SETUP: gl.constexpr, ME: gl.constexpr,
+):  # fmt: skip
+    """The online softmax over all kept blocks: sums not yet divided by their total. count: steps before these."""
+    GATHER: gl.constexpr = SETUP[0]
+    STAGES: gl.constexpr = keys.type.shape[0]
+    MAGIC: gl.constexpr = keys.dtype == gl.int8
+    SUM: gl.constexpr = gl.int32 if MAGIC else gl.float32
+    steps = gl.cdiv(kept, 2)
+    block, other = _place(map_ptr, kept, 0, 0, GATHER), _place(map_ptr, kept, 0, 1, GATHER)
+    scale, other_scale = row_scale * gl.load(scales + block), row_scale * gl.load(scales + other)
+    columns = gl.arange(0, _BLOCK_K, gl.SliceLayout(0, _SCORES))
+    there, other_there = block * _BLOCK_K + columns < S, columns < gl.where(kept % 2 == 0, _BLOCK_K, 0)
+    following = gl.minimum(1, steps - 1)
+    block, other = _place(map_ptr, kept, following, 0, GATHER), _place(map_ptr, kept, following, 1, GATHER)
+
+    largest = gl.full((_ROWS,), float("-inf"), gl.float32, gl.SliceLayout(1, _SCORES))
+    total = gl.zeros((_ROWS,), gl.float32, gl.SliceLayout(1, _SCORES))
+    acc = gl.zeros((_ROWS, _D), gl.float32, _OUT)
+    mbarrier.wait(ready.index(count % STAGES), count // STAGES & 1)
+    first, second = _halves(warpgroup_mma_wait(0, deps=(_score(q, keys, count % STAGES, SUM),)), MAGIC)
+    first = gl.where(there[None, :], first, float("-inf"))
+    second = gl.where(other_there[None, :], second, float("-inf"))
+    for step in range(1, steps):
+        # Each load is for the step after, or the one after that: nothing waits for memory.
+        k_scale, other_k_scale = gl.load(scales + block), gl.load(scales + other)
+        following = gl.minimum(step + 1, steps - 1)
+        block, other = _place(map_ptr, kept, following, 0, GATHER), _place(map_ptr, kept, following, 1, GATHER)
+        p, other_p, total, largest, shrink = _softmax(first, second, scale, other_scale, total, largest, dtype, MAGIC)
+        part = _weigh(p, other_p, values, count % STAGES)
+        stage = (count + 1) % STAGES
+        mbarrier.wait(ready.index(stage), (count + 1) // STAGES & 1)
+        part = warpgroup_mma_wait(0, deps=(part,))
+        mbarrier.arrive(free.index(count % STAGES), count=1)
+        pair = _score(q, keys, stage, SUM)
+        acc = acc * shrink + part
+        first, second = _halves(warpgroup_mma_wait(0, deps=(pair,)), MAGIC)
+        scale, other_scale = row_scale * k_scale, row_scale * other_k_scale
+        count += 1
+    p, other_p, total, largest, shrink = _softmax(first, second, scale, other_scale, total, largest, dtype, MAGIC)
+    part = warpgroup_mma_wait(0, deps=(_weigh(p, other_p, values, count % STAGES),))
+    mbarrier.arrive(free.index(count % STAGES), count=1)
+    return acc * shrink + part, total
+
+
+@gluon.jit
+def _add_linear(acc, rows, states, shift, bias, barriers, turn, start, head, L, ME: gl.constexpr):
+    """acc + phi(q) state / (1e-5 + phi(q) . key_sum), projected: `sparse_triton.add_linear`, and proj_l's bias."""
+    raw_ready, state_ready, state_free = barriers[3], barriers[4], barriers[5]
+    at = start + gl.arange(0, _ROWS, gl.SliceLayout(1, _LEFT_16))
+    row_shift = gl.load(shift + head * L + at, mask=at < L, other=0.0)
+    mbarrier.wait(raw_ready.index(ME), turn & 1)
+    phi = gl.exp2(rows.load(_LEFT_16).to(gl.float32) * _LOG2E + row_shift[:, None]).to(states.dtype)
+    mbarrier.wait(state_ready, turn & 1)
+    acc = warpgroup_mma(phi, states, gl.convert_layout(acc, _OUT_16, assert_trivial=True))
+    mbarrier.arrive(state_free, count=1)
+    column = gl.arange(0, _D, gl.SliceLayout(0, _OUT))
+    return gl.convert_layout(acc, _OUT, assert_trivial=True) + gl.load(bias + column)[None, :]
+
+
+@gluon.jit
 def _attend(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr, ME: gl.constexpr):
     """Group ME of the warps: half ME of every query block of this program."""
-    q_desc, k_desc, v_desc, raw, state, out = tensors
+    q_desc, _, v_desc, raw, _, out = tensors
     map_ptr, q_scale, k_scale, v_scale, shift, bias = pointers
     L, S, H, kept, softmax_scale = sizes
     keys, values, queries, rows, states = buffers
-    ready, free, q_ready, raw_ready, state_ready, state_free, turns = barriers
-    GATHER: gl.constexpr = SETUP[0]
+    ready, free, q_ready, raw_ready, _, _ = barriers
     LINEAR: gl.constexpr = SETUP[1]
-    EARLY: gl.constexpr = SETUP[2]
-    ORDER: gl.constexpr = SETUP[3]
-    STAGES: gl.constexpr = keys.type.shape[0]
-    MAGIC: gl.constexpr = k_desc.dtype == gl.int8
-    SUM: gl.constexpr = gl.int32 if MAGIC else gl.float32
-    blocks_q, blocks_k = gl.cdiv(L, 2 * _ROWS), gl.cdiv(S, _BLOCK_K)
-    steps = gl.cdiv(kept, 2)
-    mine = rows.index(ME)
-    q_mine = queries.index(ME)
+    blocks_q, blocks_k, steps = gl.cdiv(L, 2 * _ROWS), gl.cdiv(S, _BLOCK_K), gl.cdiv(kept, 2)
+    mine, q_mine = rows.index(ME), queries.index(ME)
     tiles = blocks_q * H
     mbarrier.expect(q_ready.index(ME), q_desc.block_type.nbytes)
     tma.async_copy_global_to_shared(q_desc, [(gl.program_id(0) * 2 + ME) * _ROWS, 0], q_ready.index(ME), q_mine)
-    count = 0
     turn = 0
-    moves = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
         head = tile // blocks_q
         start = (tile % blocks_q * 2 + ME) * _ROWS
-        here, scales = map_ptr + tile * kept, k_scale + head * blocks_k
         tma.store_wait(0)  # the output of the tile before has left `mine`
         if LINEAR:
             mbarrier.expect(raw_ready.index(ME), raw.block_type.nbytes)
             tma.async_copy_global_to_shared(raw, [start, head * _D], raw_ready.index(ME), mine)
-        row_scale = softmax_scale * gl.load(q_scale + tile)
-        block, other = _place(here, kept, 0, 0, GATHER), _place(here, kept, 0, 1, GATHER)
-        scale, other_scale = row_scale * gl.load(scales + block), row_scale * gl.load(scales + other)
-        columns = gl.arange(0, _BLOCK_K, gl.SliceLayout(0, _SCORES))
-        there, other_there = block * _BLOCK_K + columns < S, columns < gl.where(kept % 2 == 0, _BLOCK_K, 0)
-        following = gl.minimum(1, steps - 1)
-        block, other = _place(here, kept, following, 0, GATHER), _place(here, kept, following, 1, GATHER)
-
         mbarrier.wait(q_ready.index(ME), turn & 1)
         q = q_mine.load(_LEFT_8)
         fence_async_shared()
@@ -202,64 +237,14 @@ def _attend(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr, ME
             mbarrier.expect(q_ready.index(ME), q_desc.block_type.nbytes)
             next_row = ((tile + gl.num_programs(0)) * 2 + ME) * _ROWS
             tma.async_copy_global_to_shared(q_desc, [next_row, 0], q_ready.index(ME), q_mine)
-
-        largest = gl.full((_ROWS,), float("-inf"), gl.float32, gl.SliceLayout(1, _SCORES))
-        total = gl.zeros((_ROWS,), gl.float32, gl.SliceLayout(1, _SCORES))
-        acc = gl.zeros((_ROWS, _D), gl.float32, _OUT)
-        mbarrier.wait(ready.index(count % STAGES), count // STAGES & 1)
-        pair = warpgroup_mma_wait(0, deps=(_score(q, keys, count % STAGES, SUM),))
-        first, second = _halves(pair, MAGIC)
-        first = gl.where(there[None, :], first, float("-inf"))
-        second = gl.where(other_there[None, :], second, float("-inf"))
-        for step in range(1, steps):
-            # Each load is for the step after, or the one after that: nothing waits for memory.
-            k_scale_1, k_scale_2 = gl.load(scales + block), gl.load(scales + other)
-            following = gl.minimum(step + 1, steps - 1)
-            block, other = _place(here, kept, following, 0, GATHER), _place(here, kept, following, 1, GATHER)
-            p, other_p, total, largest, shrink = _softmax(
-                first, second, scale, other_scale, total, largest, v_desc.dtype, MAGIC
-            )
-            stage = (count + 1) % STAGES
-            mbarrier.wait(ready.index(stage), (count + 1) // STAGES & 1)
-            if ORDER:
-                mbarrier.wait(turns.index(ME), moves + 1 - ME & 1)
-            part = _weigh(p, other_p, values, count % STAGES)
-            if EARLY:
-                pair = _score(q, keys, stage, SUM)
-                if ORDER:
-                    mbarrier.arrive(turns.index(1 - ME), count=1)
-            part = warpgroup_mma_wait(1 if EARLY else 0, deps=(part,))
-            if not EARLY:
-                pair = _score(q, keys, stage, SUM)
-                if ORDER:
-                    mbarrier.arrive(turns.index(1 - ME), count=1)
-            moves += 1
-            mbarrier.arrive(free.index(count % STAGES), count=1)
-            acc = acc * shrink + part
-            pair = warpgroup_mma_wait(0, deps=(pair,))
-            first, second = _halves(pair, MAGIC)
-            scale, other_scale = row_scale * k_scale_1, row_scale * k_scale_2
-            count += 1
-        p, other_p, total, largest, shrink = _softmax(
-            first, second, scale, other_scale, total, largest, v_desc.dtype, MAGIC
-        )
-        part = warpgroup_mma_wait(0, deps=(_weigh(p, other_p, values, count % STAGES),))
-        mbarrier.arrive(free.index(count % STAGES), count=1)
-        count += 1
-        acc = acc * shrink + part
+        acc, total = _over_blocks(
+            q, keys, values, ready, free, map_ptr + tile * kept, k_scale + head * blocks_k,
+            softmax_scale * gl.load(q_scale + tile), S, kept, turn * steps, v_desc.dtype, SETUP, ME,
+        )  # fmt: skip
         acc *= gl.convert_layout(1.0 / total, gl.SliceLayout(1, _OUT), assert_trivial=True)[:, None]
-        column = gl.arange(0, _D, gl.SliceLayout(0, _OUT))
-        acc *= gl.load(v_scale + head * _D + column)[None, :]
+        acc *= gl.load(v_scale + head * _D + gl.arange(0, _D, gl.SliceLayout(0, _OUT)))[None, :]
         if LINEAR:
-            at = start + gl.arange(0, _ROWS, gl.SliceLayout(1, _LEFT_16))
-            row_shift = gl.load(shift + head * L + at, mask=at < L, other=0.0)
-            mbarrier.wait(raw_ready.index(ME), turn & 1)
-            phi = gl.exp2(mine.load(_LEFT_16).to(gl.float32) * _LOG2E + row_shift[:, None]).to(state.dtype)
-            mbarrier.wait(state_ready, turn & 1)
-            acc = warpgroup_mma(phi, states, gl.convert_layout(acc, _OUT_16, assert_trivial=True))
-            acc = gl.convert_layout(acc, _OUT, assert_trivial=True)
-            mbarrier.arrive(state_free, count=1)
-            acc += gl.load(bias + column)[None, :]
+            acc = _add_linear(acc, mine, states, shift, bias, barriers, turn, start, head, L, ME)
         mine.store(acc.to(out.dtype))
         fence_async_shared()
         tma.async_copy_shared_to_global(out, [start, head * _D], mine)
@@ -275,7 +260,7 @@ def _attend_second(tensors, pointers, sizes, buffers, barriers, SETUP: gl.conste
 @gluon.jit(do_not_specialize=["L", "S", "H", "kept"])
 def _attention(
     q, k, v, raw, state, out, map_ptr, q_scale, k_scale, v_scale, shift, bias, L, S, H, kept, softmax_scale,
-    GATHER: gl.constexpr, LINEAR: gl.constexpr, EARLY: gl.constexpr, ORDER: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
+    GATHER: gl.constexpr, LINEAR: gl.constexpr, STAGES: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     keys = gl.allocate_shared_memory(k.dtype, [STAGES, 2 * _BLOCK_K, _D], k.layout)
     values = gl.allocate_shared_memory(v.dtype, [2 * STAGES] + v.block_type.shape, v.layout)
@@ -285,7 +270,6 @@ def _attention(
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())  # both groups are done with it
     q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     raw_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())  # a group may multiply
     state_ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     state_free = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -294,7 +278,6 @@ def _attention(
     for i in gl.static_range(2):
         mbarrier.init(q_ready.index(i), count=1)
         mbarrier.init(raw_ready.index(i), count=1)
-        mbarrier.init(turns.index(i), count=1)
     mbarrier.init(state_ready, count=1)
     mbarrier.init(state_free, count=2)
     fence_async_shared()
@@ -302,10 +285,10 @@ def _attention(
         states = gl.allocate_shared_memory(state.dtype, state.block_type.shape, state.layout)
     else:
         states = state_free
-    SETUP: gl.constexpr = (GATHER, LINEAR, EARLY, ORDER)
+    SETUP: gl.constexpr = (GATHER, LINEAR)
     tensors, pointers = (q, k, v, raw, state, out), (map_ptr, q_scale, k_scale, v_scale, shift, bias)
     sizes, buffers = (L, S, H, kept, softmax_scale), (keys, values, queries, rows, states)
-    barriers = (ready, free, q_ready, raw_ready, state_ready, state_free, turns)
+    barriers = (ready, free, q_ready, raw_ready, state_ready, state_free)
     job = (tensors, pointers, sizes, buffers, barriers, SETUP)
     gl.warp_specialize([(_attend, job + (0,)), (_attend_second, job), (_load, job)], [4, 1], [240, 24])
 
@@ -323,19 +306,14 @@ def attend(
     """Write `out_BLHD` from `Packed`'s q, k and v; arguments are those of `sparse_triton.launch_forward`."""
     _, L, H, D = out_BLHD.shape
     kept = -(-keys // BLOCK_K) if map_BHNK is None else map_BHNK.shape[-1]
-
-    def tiled(x: Tensor, height: int, width: int) -> TensorDescriptor:
-        layout = gl.NVMMASharedLayout.get_default_for([height, width], DTYPES[x.dtype])
-        return TensorDescriptor(x, list(x.shape), list(x.stride()), [height, width], layout)
-
     raw = None if linear is None else tiled(linear.q_BLHD[0].flatten(1), 64, D)
     state = None if linear is None else tiled(linear.state_BHDE.flatten(0, 2), D, D)
     tiles = triton.cdiv(L, BLOCK_Q) * H
-    _attention[(min(tiles, gpu_triton.multiprocessors(q.device)),)](
+    _attention[(min(tiles, multiprocessors(q.device)),)](
         tiled(q.flatten(0, 3), 64, D), tiled(k.flatten(0, 3), BLOCK_K, D), tiled(v.flatten(0, 3), D, BLOCK_K),
         raw, state, tiled(out_BLHD[0].flatten(1), 64, D),
         q if map_BHNK is None else map_BHNK.contiguous(), scales.q_BHN, scales.k_BHN, scales.v_BHD,
         *((linear.shift_BHL, linear.bias_D) if linear else (None, None)),
         L, keys, H, kept, D**-0.5 * LOG2E,
-        GATHER=map_BHNK is not None, LINEAR=linear is not None, EARLY=EARLY, ORDER=ORDER, STAGES=STAGES, num_warps=4, maxnreg=168,
+        GATHER=map_BHNK is not None, LINEAR=linear is not None, STAGES=STAGES, num_warps=4, maxnreg=168,
     )  # fmt: skip

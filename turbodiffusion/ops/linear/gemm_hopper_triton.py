@@ -6,8 +6,8 @@ multiply. Two groups of four warps take tiles in turn (`Config.groups`), so that
 bias, GELU, gate, residual) is hidden behind the products of the other. Long sums hide it by themselves: then one group
 of eight warps takes tiles of twice the width, which moves fewer bytes for each product.
 
-On an H200 at 32760 rows int8 products with nothing fused ran at 1,320 to 1,520 TOP/s, Triton's at 1,170 to 1,370 and
-cuBLASLt's fp8 ones at 1,245 to 1,410. Of zeros they ran at up to 1,700: the rest is the GPU's power.
+On an H200 at 32760 rows int8 products with what the network fuses ran at 1,220 to 1,460 TOP/s, Triton's at 870 to 1,240
+(docs/performance.md). Of zeros they ran at up to 1,700: the rest is the GPU's power.
 """
 
 from dataclasses import dataclass
@@ -24,16 +24,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from turbodiffusion.ops import gpu_triton
-
-DTYPES = {
-    torch.int8: gl.int8,
-    torch.float8_e4m3fn: gl.float8e4nv,
-    torch.bfloat16: gl.bfloat16,
-    torch.float16: gl.float16,
-}
+from turbodiffusion.ops.gluon_triton import tiled
+from turbodiffusion.ops.gpu_triton import aligned, multiprocessors
 
 
 @dataclass(frozen=True)
@@ -224,18 +217,13 @@ def gemm_rows(
     """Write the product of rows to `y_MN`, of 2 bytes a number: arguments are `gemm_triton.gemm`'s, checked there."""
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     config = config or (LONG if K > LONG_K else SHORT)
-
-    def tiled(x: Tensor | None, height: int, width: int) -> TensorDescriptor | None:
-        if x is None:
-            return None
-        layout = gl.NVMMASharedLayout.get_default_for([height, width], DTYPES[x.dtype])
-        return TensorDescriptor.from_tensor(gpu_triton.aligned(x), [height, width], layout)
-
+    x_MK, weight_NK = aligned(x_MK), aligned(weight_NK)
+    residual = None if residual_MN is None else tiled(aligned(residual_MN), config.m, config.n // 2)
     vectors = (None if t is None else t.contiguous() for t in (x_scale_M, w_scale_N, bias_N, gate_BN))
     tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
-    _gemm[(min(tiles, gpu_triton.multiprocessors(x_MK.device)),)](
+    _gemm[(min(tiles, multiprocessors(x_MK.device)),)](
         tiled(x_MK, config.m, config.k), tiled(weight_NK, config.n, config.k),
-        tiled(y_MN, config.m, config.n // 2), tiled(residual_MN, config.m, config.n // 2),
+        tiled(y_MN, config.m, config.n // 2), residual,
         *vectors, M, N, K, 1 if gate_BN is None else M // gate_BN.shape[0],
         STAGES=config.stages, ROWS=config.rows, GROUPS=config.groups,
         SUM=gl.int32 if x_MK.dtype == torch.int8 else gl.float32, GELU=gelu,
