@@ -77,7 +77,7 @@ def ahead(
         its_name, target, pieces = coming.popleft()
         assert its_name == name, f"{name} is read before {its_name}"
         if not pieces:
-            return target.to(device, copy=True)
+            return target.to(device, non_blocking=True, copy=True)
         under_way -= target.nbytes
         start()
         for piece in pieces:

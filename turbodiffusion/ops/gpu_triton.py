@@ -1,8 +1,10 @@
-"""What the launches of Triton kernels ask about the GPU, and about the tensors they are given."""
+"""What the launches of kernels ask about the GPU and about their tensors, and in which order programs take tiles."""
 
 from functools import lru_cache
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
@@ -33,3 +35,12 @@ def aligned(x: Tensor) -> Tensor:
     """x where its rows are dense and start at multiples of 16 bytes, as TMA reads them, else a copy."""
     dense = x.stride(1) == 1 and x.stride(0) * x.element_size() % 16 == 0 and x.data_ptr() % 16 == 0
     return x if dense else x.clone(memory_format=torch.contiguous_format)
+
+
+@triton.jit
+def place(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
+    """Row and column of a tile: down GROUP rows, then one column to the right."""
+    in_group = GROUP * tiles_n
+    first = tile // in_group * GROUP
+    rows = tl.minimum(tiles_m - first, GROUP)
+    return first + tile % in_group % rows, tile % in_group // rows

@@ -18,19 +18,23 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from turbodiffusion.ops.attention.sparse_triton import LOG2E, LinearTerm, Scales
+from turbodiffusion.ops import gpu_triton
+from turbodiffusion.ops.attention.sparse_triton import (
+    _LOG2_FP8_MAX,
+    _LOG2E,
+    _MAGIC,
+    _MAGIC_BITS,
+    LOG2E,
+    LinearTerm,
+    Scales,
+)
 from turbodiffusion.ops.gluon_triton import tiled
-from turbodiffusion.ops.gpu_triton import multiprocessors
 
 BLOCK_Q, BLOCK_K, HEAD_DIM = 128, 64, 128
 SIZES = (1, BLOCK_Q, BLOCK_K, HEAD_DIM)  # sequences, and what Wan has: other sizes are Triton's
 STAGES = 4  # pairs of blocks of k and v on their way
 
-_LOG2E = gl.constexpr(LOG2E)
-_LOG2_FP8_MAX = gl.constexpr(8.807354922057604)
-_MAGIC = gl.constexpr(12582912.0)  # `rounding_triton.ROUNDER`, and its bits
-_MAGIC_BITS = gl.constexpr(0x4B400000)
-_ROWS = gl.constexpr(64)  # of a group of warps
+_ROWS = gl.constexpr(BLOCK_Q // 2)  # of a group of warps
 _BLOCK_K = gl.constexpr(BLOCK_K)
 _D = gl.constexpr(HEAD_DIM)
 # Where the threads of a group hold the scores of a step and of a block, the output, and left factors in registers.
@@ -266,7 +270,7 @@ def _attention(
     values = gl.allocate_shared_memory(v.dtype, [2 * STAGES] + v.block_type.shape, v.layout)
     queries = gl.allocate_shared_memory(q.dtype, [2] + q.block_type.shape, q.layout)
     rows = gl.allocate_shared_memory(out.dtype, [2] + out.block_type.shape, out.layout)  # of raw q, then of the output
-    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())  # a block of k and v is there
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())  # k and v of a step are there
     free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())  # both groups are done with it
     q_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     raw_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
@@ -306,12 +310,12 @@ def attend(
     """Write `out_BLHD` from `Packed`'s q, k and v; arguments are those of `sparse_triton.launch_forward`."""
     _, L, H, D = out_BLHD.shape
     kept = -(-keys // BLOCK_K) if map_BHNK is None else map_BHNK.shape[-1]
-    raw = None if linear is None else tiled(linear.q_BLHD[0].flatten(1), 64, D)
+    raw = None if linear is None else tiled(linear.q_BLHD[0].flatten(1), BLOCK_Q // 2, D)
     state = None if linear is None else tiled(linear.state_BHDE.flatten(0, 2), D, D)
     tiles = triton.cdiv(L, BLOCK_Q) * H
-    _attention[(min(tiles, multiprocessors(q.device)),)](
-        tiled(q.flatten(0, 3), 64, D), tiled(k.flatten(0, 3), BLOCK_K, D), tiled(v.flatten(0, 3), D, BLOCK_K),
-        raw, state, tiled(out_BLHD[0].flatten(1), 64, D),
+    _attention[(min(tiles, gpu_triton.multiprocessors(q.device)),)](
+        tiled(q.flatten(0, 3), BLOCK_Q // 2, D), tiled(k.flatten(0, 3), BLOCK_K, D), tiled(v.flatten(0, 3), D, BLOCK_K),
+        raw, state, tiled(out_BLHD[0].flatten(1), BLOCK_Q // 2, D),
         q if map_BHNK is None else map_BHNK.contiguous(), scales.q_BHN, scales.k_BHN, scales.v_BHD,
         *((linear.shift_BHL, linear.bias_D) if linear else (None, None)),
         L, keys, H, kept, D**-0.5 * LOG2E,

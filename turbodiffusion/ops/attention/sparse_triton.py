@@ -54,6 +54,7 @@ class Launch:
 
 # By benchmarks/attention.py --tune on an H100, 32760 tokens, 12 heads, a tenth of the blocks, with the linear term:
 # 0.977 ms (three programs fit a multiprocessor); 0.973 with three stages, 1.034 by a block a step, 1.257 by 128 rows.
+# Wan's sizes have a kernel of their own there (`sparse_hopper_triton.py`): in 8 bits this is for all others.
 HOPPER_EIGHT_BITS = Launch(rows=64, num_stages=2, maxnreg=168, pair=True)
 # In that run 1.581 ms for bfloat16; 1.731 by a block a step, 1.759 by the defaults above.
 HOPPER_SIXTEEN_BITS = Launch(num_stages=2, pair=True)

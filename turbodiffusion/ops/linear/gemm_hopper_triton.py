@@ -1,13 +1,13 @@
 """Products of 8-bit rows on Hopper, in Gluon: what `gemm_triton` says, for one scale a row.
 
-Triton waits for each int8 product of a loop before it issues the next one, and takes instructions of half the width.
+Triton waits for each int8 product of a loop before it issues the next one.
 Here the tensor cores always have another product to go on with: one warp loads tiles ahead, by TMA, and groups of warps
 multiply. Two groups of four warps take tiles in turn (`Config.groups`), so that what one does with its sums (scales,
 bias, GELU, gate, residual) is hidden behind the products of the other. Long sums hide it by themselves: then one group
 of eight warps takes tiles of twice the width, which moves fewer bytes for each product.
 
-On an H200 at 32760 rows int8 products with what the network fuses ran at 1,220 to 1,460 TOP/s, Triton's at 870 to 1,240
-(docs/performance.md). Of zeros they ran at up to 1,700: the rest is the GPU's power.
+On an H200 at 32760 rows the network's int8 products ran at 1,257 to 1,496 TOP/s, by Triton's kernel at 869 to 1,279
+(docs/performance.md).
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,10 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.gluon_triton import tiled
-from turbodiffusion.ops.gpu_triton import aligned, multiprocessors
+from turbodiffusion.ops.gpu_triton import aligned, place
+from turbodiffusion.ops.rounding_triton import gelu_tanh
 
 
 @dataclass(frozen=True)
@@ -43,26 +45,8 @@ class Config:
 
 SHORT = Config()
 LONG = Config(n=256, stages=3, rows=16, groups=1)
-# Sums from which on one wide group is faster: 6% with gate and residual at 8960 and at 13824, nothing at 5120.
+# Longer sums than this are faster by one wide group: 6% with gate and residual at 8960 and at 13824, nothing at 5120.
 LONG_K = 8192
-
-
-@gluon.jit
-def _gelu_tanh(x):
-    """As `rounding_triton.gelu_tanh`."""
-    u = x * (0.7978845608028654 + 0.035677408136300125 * x * x)
-    tanh = gl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [u], gl.float32, True, 1)
-    half = 0.5 * x
-    return half + half * tanh
-
-
-@gluon.jit
-def _place(tile, tiles_m, tiles_n, ROWS: gl.constexpr):
-    """As `gemm_triton._place`."""
-    in_group = ROWS * tiles_n
-    first = tile // in_group * ROWS
-    rows = min(tiles_m - first, ROWS)
-    return first + tile % in_group % rows, tile % in_group // rows
 
 
 @gluon.jit
@@ -78,7 +62,7 @@ def _load(x, w, y, residual, vectors, sizes, buffers, barriers, SETUP: gl.conste
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
     count = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, gl.num_programs(0)):
-        m, n = _place(tile, tiles_m, tiles_n, SETUP[0])
+        m, n = place(tile, tiles_m, tiles_n, SETUP[0])
         for step in range(gl.cdiv(K, BK)):
             stage = count % STAGES
             mbarrier.wait(free.index(stage), count // STAGES & 1 ^ 1)
@@ -111,7 +95,7 @@ def _multiply(x, w, y, residual, vectors, sizes, buffers, barriers, SETUP: gl.co
     tiles_m, tiles_n, steps = gl.cdiv(M, BM), gl.cdiv(N, BN), gl.cdiv(K, x.block_type.shape[1])
     turn = 0
     for tile in range(gl.program_id(0) + ME * gl.num_programs(0), tiles_m * tiles_n, GROUPS * gl.num_programs(0)):
-        m, n = _place(tile, tiles_m, tiles_n, ROWS)
+        m, n = place(tile, tiles_m, tiles_n, ROWS)
         tma.store_wait(0)  # the output of the tile before has left the buffer
         if residual is not None:
             mbarrier.expect(arrived.index(ME), 2 * residual.block_type.nbytes)
@@ -151,7 +135,7 @@ def _multiply(x, w, y, residual, vectors, sizes, buffers, barriers, SETUP: gl.co
             if bias is not None:
                 result += gl.load(bias + columns, mask=within, other=0.0).to(gl.float32)[None, :]
             if GELU:
-                result = _gelu_tanh(result)
+                result = gelu_tanh(result)
             if ONE_GATE:
                 result *= gl.load(gate + columns, mask=within, other=0.0)[None, :]
             elif gate is not None:
@@ -221,7 +205,7 @@ def gemm_rows(
     residual = None if residual_MN is None else tiled(aligned(residual_MN), config.m, config.n // 2)
     vectors = (None if t is None else t.contiguous() for t in (x_scale_M, w_scale_N, bias_N, gate_BN))
     tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
-    _gemm[(min(tiles, multiprocessors(x_MK.device)),)](
+    _gemm[(min(tiles, gpu_triton.multiprocessors(x_MK.device)),)](
         tiled(x_MK, config.m, config.k), tiled(weight_NK, config.n, config.k),
         tiled(y_MN, config.m, config.n // 2), residual,
         *vectors, M, N, K, 1 if gate_BN is None else M // gate_BN.shape[0],

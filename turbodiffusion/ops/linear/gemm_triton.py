@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turbodiffusion.ops import gpu_triton
-from turbodiffusion.ops.gpu_triton import aligned
+from turbodiffusion.ops.gpu_triton import aligned, place
 from turbodiffusion.ops.kernels import FP8_GPU
 from turbodiffusion.ops.rounding_triton import gelu_tanh
 
@@ -67,15 +67,6 @@ TUNING = (
     Config(stages=4, promote=True),
     Config(stages=3, k=256, promote=True),
 )
-
-
-@triton.jit
-def _place(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
-    """Row and column of a tile: down GROUP rows, then one column to the right."""
-    in_group = GROUP * tiles_n
-    first = tile // in_group * GROUP
-    rows = tl.minimum(tiles_m - first, GROUP)
-    return first + tile % in_group % rows, tile % in_group // rows
 
 
 @triton.jit
@@ -138,7 +129,7 @@ def _gemm(
         flatten=TMA and not SPECIALIZE and not BY_BLOCK,
         warp_specialize=SPECIALIZE,
     ):
-        tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP)
+        tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP)
         m, n = tile_m * BM, tile_n * BN
         if BY_BLOCK:
             total = tl.zeros((BM, BN), tl.float32)
@@ -197,7 +188,7 @@ def gemm(
         return y
     if config is None:
         config = default_config(
-            x_MK.device, M, N, dtype, integers=x_MK.dtype == torch.int8, by_block=by_block,
+            x_MK.device, M, N, dtype, by_block=by_block,
             residual=residual_MN is not None, gates=0 if gate_BN is None else gate_BN.shape[0],
         )  # fmt: skip
     if by_block and (config.k != BLOCK or max(config.m, config.n) > BLOCK):
@@ -248,21 +239,20 @@ def default_config(
     N: int,
     dtype: torch.dtype,
     *,
-    integers: bool,
     by_block: bool,
     residual: bool,
     gates: int,
 ) -> Config:
     """Tiles by the GPU's family, then as many in flight as its shared memory holds, at most four.
 
-    On Hopper two programs with small tiles hide each other's epilogues: by benchmarks/ops.py --tune on an H200, 32760
-    rows, they are 1.04 to 1.35 times as fast with int8 blocks as one program with the best tile. With a residual,
-    memory for three stages would not suffice. Wide tiles leave none for float32 or for gates of several videos, which
-    change their layout by way of it.
+    On Hopper int8 blocks have two programs with small tiles, which hide each other's epilogues: by benchmarks/ops.py
+    --tune on an H200, 32760 rows, 1.04 to 1.35 times as fast as one program with the best tile. With a residual, memory
+    for three stages would not suffice. Wide tiles leave none for float32 or for gates of several videos, which change
+    their layout by way of it.
     """
     major = gpu_triton.capability(device)[0]
     tma, roomy = major >= 9, major in (9, 10)  # consumer Blackwell has TMA and 99 KB of shared memory
-    if major == 9 and integers and not residual and dtype.itemsize <= 2 and gates < 2:
+    if major == 9 and by_block and not residual and dtype.itemsize <= 2:
         return Config(stages=3, warps=4, programs=2)
     tiles = -(-M // 128) * -(-N // 256)
     wide = roomy and not by_block and dtype.itemsize <= 2 and gates < 2 and tiles >= gpu_triton.multiprocessors(device)
