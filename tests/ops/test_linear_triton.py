@@ -102,13 +102,17 @@ def test_product_with_row_scales(rows, features, out, dtype, transport):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("config", ["SHORT", "LONG"])
-@pytest.mark.parametrize(("rows", "features", "out"), [(3, 16, 16), (999, 1552, 1520), (6000, 400, 1536)])
-def test_products_of_hoppers_own_kernel(rows, features, out, config, dtype):
-    """Ragged in every direction; three videos, whose gates a tile may cross; tiles for more and for fewer programs."""
+@pytest.mark.parametrize(
+    ("rows", "features", "out"),
+    [(3, 16, 16), (999, 1552, 1520), (6000, 400, 1536), (999, 8208, 1520), (6000, 8320, 1536)],
+)
+def test_products_of_hoppers_own_kernel(rows, features, out, dtype):
+    """Ragged in every direction; three videos, whose gates a tile may cross; tiles for more and for fewer programs, of
+    short sums and of long ones.
+    """
     if torch.cuda.get_device_capability()[0] != 9:
         pytest.skip("no Hopper GPU")
-    from turbodiffusion.ops.linear import gemm_hopper_triton as gemm_hopper
+    from turbodiffusion.ops.linear.gemm_hopper_triton import gemm_rows
 
     x, weight, bias = on_device(*linear_inputs(rows, features, out))
     residual = linear_inputs(rows, out, 1, seed=3)[0].to(DEVICE, torch.bfloat16)
@@ -122,7 +126,7 @@ def test_products_of_hoppers_own_kernel(rows, features, out, config, dtype):
     ):
         arguments = {"bias_N": None, "gate_BN": None, "residual_MN": None, "gelu": False} | fused
         y = torch.full((rows, out), float("nan"), device=DEVICE, dtype=torch.bfloat16)
-        gemm_hopper.gemm_rows(y, *x8, *w8, **arguments, config=getattr(gemm_hopper, config))
+        gemm_rows(y, *x8, *w8, **arguments)
         expected = row_linear(
             *x8, *w8, arguments["bias_N"], dtype=torch.float32, gelu=arguments["gelu"],
             gate_BO=arguments["gate_BN"], residual=None if "residual_MN" not in fused else residual.float(),

@@ -20,20 +20,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.attention.sparse_triton import (
-    _LOG2_FP8_MAX,
-    _LOG2E,
-    _MAGIC,
-    _MAGIC_BITS,
+    LOG2_FP8_MAX,
     LOG2E,
+    MAGIC_BITS,
     LinearTerm,
     Scales,
 )
 from turbodiffusion.ops.gluon_triton import tiled
+from turbodiffusion.ops.rounding_triton import ROUNDER
 
 BLOCK_Q, BLOCK_K, HEAD_DIM = 128, 64, 128
 SIZES = (1, BLOCK_Q, BLOCK_K, HEAD_DIM)  # sequences, and what Wan has: other sizes are Triton's
 STAGES = 4  # pairs of blocks of k and v on their way
 
+_LOG2E = gl.constexpr(LOG2E)
 _ROWS = gl.constexpr(BLOCK_Q // 2)  # of a group of warps
 _BLOCK_K = gl.constexpr(BLOCK_K)
 _D = gl.constexpr(HEAD_DIM)
@@ -102,9 +102,9 @@ def _load(tensors, pointers, sizes, buffers, barriers, SETUP: gl.constexpr):
 
 @gluon.jit
 def _halves(pair, MAGIC: gl.constexpr):
-    """The scores of a step's two blocks, float32, with _MAGIC added if int8."""
+    """The scores of a step's two blocks, float32, with ROUNDER added if int8."""
     if MAGIC:
-        pair = (pair + _MAGIC_BITS).to(gl.float32, bitcast=True)
+        pair = (pair + MAGIC_BITS).to(gl.float32, bitcast=True)
     first, second = pair.reshape((_ROWS, 2, _BLOCK_K)).permute((0, 2, 1)).split()
     return gl.convert_layout(first, _SCORES, assert_trivial=True), gl.convert_layout(
         second, _SCORES, assert_trivial=True
@@ -121,13 +121,13 @@ def _as_left(p, dtype: gl.constexpr):
 @gluon.jit
 def _softmax(first, second, scale, other_scale, total, largest, dtype: gl.constexpr, MAGIC: gl.constexpr):
     """Probabilities times 448 in 8 bits, their new sums and largest scores, and what the sums so far shrink by."""
-    off = _MAGIC * scale if MAGIC else 0.0
-    other_off = _MAGIC * other_scale if MAGIC else 0.0
+    off = ROUNDER * scale if MAGIC else 0.0
+    other_off = ROUNDER * other_scale if MAGIC else 0.0
     top = gl.maximum(gl.max(first, 1) * scale - off, gl.max(second, 1) * other_scale - other_off)
     now = gl.maximum(largest, top)
     rescale = gl.exp2(largest - now)
-    p = gl.exp2(first * scale - (now + (off - _LOG2_FP8_MAX))[:, None])
-    other = gl.exp2(second * other_scale - (now + (other_off - _LOG2_FP8_MAX))[:, None])
+    p = gl.exp2(first * scale - (now + (off - LOG2_FP8_MAX))[:, None])
+    other = gl.exp2(second * other_scale - (now + (other_off - LOG2_FP8_MAX))[:, None])
     total = total * rescale + gl.sum(p + other, 1)
     shrink = gl.convert_layout(rescale, gl.SliceLayout(1, _OUT), assert_trivial=True)[:, None]
     return _as_left(p, dtype), _as_left(other, dtype), total, now, shrink

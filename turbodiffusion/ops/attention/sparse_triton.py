@@ -30,12 +30,11 @@ _LOG2E = tl.constexpr(LOG2E)
 _LN2 = tl.constexpr(0.6931471805599453)
 
 # log2(448): probabilities are scaled to the whole range of fp8 by a term of their exponent.
-_LOG2_FP8_MAX = tl.constexpr(8.807354922057604)
+LOG2_FP8_MAX = tl.constexpr(8.807354922057604)
 
 # Float32 numbers around ROUNDER are one apart, so that adding it to an integer below 2^22 in size, on the bits, makes a
 # float that is off by a constant. It costs an addition, where a conversion costs several.
-_MAGIC = ROUNDER
-_MAGIC_BITS = tl.constexpr(0x4B400000)
+MAGIC_BITS = tl.constexpr(0x4B400000)
 
 # Columns of q that the linear term holds at a time: whole rows beside the accumulator would not fit the registers.
 _CHUNK = tl.constexpr(64)
@@ -84,14 +83,14 @@ def _scores(
     q, k_desc, k_scale_ptr, block, b, h, first, S, scale,
     BLOCK_K: tl.constexpr, D: tl.constexpr, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """q k^T of one key block, float32, with _MAGIC added if asked, and what to multiply it with."""
+    """q k^T of one key block, float32, with ROUNDER added if asked, and what to multiply it with."""
     if EIGHT_BITS:
         k = k_desc.load([(first + block) * BLOCK_K, 0])
         scale *= tl.load(k_scale_ptr + (first + block))
     else:
         k = k_desc.load([b, block * BLOCK_K, h, 0]).reshape(BLOCK_K, D)
     if MAGIC:
-        scores = (tl.dot(q, k.T) + _MAGIC_BITS).to(tl.float32, bitcast=True)
+        scores = (tl.dot(q, k.T) + MAGIC_BITS).to(tl.float32, bitcast=True)
     elif q.dtype == tl.int8:
         scores = tl.dot(q, k.T).to(tl.float32)
     else:
@@ -104,15 +103,15 @@ def _scores(
 @triton.jit
 def _top(scores, scale, MAGIC: tl.constexpr):
     """The largest score of each row in powers of two."""
-    return tl.max(scores, 1) * scale - (_MAGIC * scale if MAGIC else 0.0)
+    return tl.max(scores, 1) * scale - (ROUNDER * scale if MAGIC else 0.0)
 
 
 @triton.jit
 def _probabilities(scores, scale, largest, EIGHT_BITS: tl.constexpr, MAGIC: tl.constexpr):
     """2^(scores - largest), in 8 bits times 448."""
-    offset = _MAGIC * scale if MAGIC else 0.0
+    offset = ROUNDER * scale if MAGIC else 0.0
     if EIGHT_BITS:
-        offset -= _LOG2_FP8_MAX
+        offset -= LOG2_FP8_MAX
     return tl.exp2(scores * scale - (largest + offset)[:, None])
 
 

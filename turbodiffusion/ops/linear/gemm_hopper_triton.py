@@ -10,7 +10,7 @@ On an H200 at 32760 rows the network's int8 products ran at 1,257 to 1,496 TOP/s
 (docs/performance.md).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
@@ -30,21 +30,19 @@ from turbodiffusion.ops.gluon_triton import tiled
 from turbodiffusion.ops.gpu_triton import aligned, place
 from turbodiffusion.ops.rounding_triton import gelu_tanh
 
-
-@dataclass(frozen=True)
-class Config:
-    """Tile sides, tiles in flight, rows of tiles that share their columns in the L2 cache, groups that multiply."""
-
-    n: int = 128
-    stages: int = 5
-    rows: int = 8
-    groups: int = 2
-    m: int = 128
-    k: int = 128
+SIDE = 128  # rows of a tile, and the features that a step sums over
 
 
-SHORT = Config()
-LONG = Config(n=256, stages=3, rows=16, groups=1)
+class Config(NamedTuple):
+    """Columns of a tile, tiles in flight, rows of tiles that share their columns in the L2 cache, groups of warps."""
+
+    columns: int
+    stages: int
+    rows: int
+    groups: int
+
+
+SHORT, LONG = Config(128, 5, 8, 2), Config(256, 3, 16, 1)
 # Longer sums than this are faster by one wide group: 6% with gate and residual at 8960 and at 13824, nothing at 5120.
 LONG_K = 8192
 
@@ -196,21 +194,19 @@ def gemm_rows(
     gate_BN: Tensor | None,
     residual_MN: Tensor | None,
     gelu: bool,
-    config: Config | None = None,
 ) -> None:
     """Write the product of rows to `y_MN`, of 2 bytes a number: arguments are `gemm_triton.gemm`'s, checked there."""
     (M, K), N = x_MK.shape, weight_NK.shape[0]
-    config = config or (LONG if K > LONG_K else SHORT)
+    columns, stages, rows, groups = LONG if K > LONG_K else SHORT
     x_MK, weight_NK = aligned(x_MK), aligned(weight_NK)
-    residual = None if residual_MN is None else tiled(aligned(residual_MN), config.m, config.n // 2)
+    residual = None if residual_MN is None else tiled(aligned(residual_MN), SIDE, columns // 2)
     vectors = (None if t is None else t.contiguous() for t in (x_scale_M, w_scale_N, bias_N, gate_BN))
-    tiles = triton.cdiv(M, config.m) * triton.cdiv(N, config.n)
+    tiles = triton.cdiv(M, SIDE) * triton.cdiv(N, columns)
     _gemm[(min(tiles, gpu_triton.multiprocessors(x_MK.device)),)](
-        tiled(x_MK, config.m, config.k), tiled(weight_NK, config.n, config.k),
-        tiled(y_MN, config.m, config.n // 2), residual,
+        tiled(x_MK, SIDE, SIDE), tiled(weight_NK, columns, SIDE), tiled(y_MN, SIDE, columns // 2), residual,
         *vectors, M, N, K, 1 if gate_BN is None else M // gate_BN.shape[0],
-        STAGES=config.stages, ROWS=config.rows, GROUPS=config.groups,
+        STAGES=stages, ROWS=rows, GROUPS=groups,
         SUM=gl.int32 if x_MK.dtype == torch.int8 else gl.float32, GELU=gelu,
         ONE_GATE=gate_BN is not None and gate_BN.shape[0] == 1,
-        num_warps=8 // config.groups, maxnreg=168,
+        num_warps=8 // groups, maxnreg=168,
     )  # fmt: skip
