@@ -70,7 +70,9 @@ def doctor(
             place, quick=not full, on_check=lambda check: status.update(f"compiling and checking: {check.op} done")
         )
     room.remember(here, checks)
-    console.print(table_of(checks, wide=wide), width=max(console.width, WIDE) if wide else None, crop=False)
+    # A console of its own: `print(width=...)` only narrows.
+    paper = Console(highlight=False, width=max(console.width, WIDE)) if wide else console
+    paper.print(table_of(checks, wide=wide))
     if not wide:
         console.print(f"[dim]shapes and reasons: in a terminal of {WIDE} columns, or with --json FILE[/]")
     chosen = room.kernels_of(checks)
