@@ -1,8 +1,8 @@
 """Rows of a matrix inside Triton kernels: a program holds one in registers as two pieces, each a power of two long.
 
 Model widths are 1.5, 1.25, 1.1 and 1.7 times a power of two; the next one would have threads work on up to 60% padding.
-With one row a program, a multiprocessor has as many rows in flight as fit it, and none waits for the reductions of
-another. What all rows share, their weights, comes from the caches.
+A program goes through its rows one by one, so none waits for the reductions of another; a multiprocessor has as many
+programs as fit it.
 """
 
 import triton

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from turbodiffusion.ops import gpu_triton
 from turbodiffusion.ops.rows_triton import load_pieces, row_pieces, row_warps, store_pieces, sum_pieces
 
 
@@ -32,7 +33,7 @@ def _turn(values, cosines, sines, y, start, M, PAIRS, WIDTH: tl.constexpr):
 @triton.jit(do_not_specialize=["L"])
 def _norm_rope(
     x, weight, turns, y, pooled, L, M, PAIRS, x_batch, x_row, x_step, eps,
-    POOL: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
+    POOL: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     block, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     wide_total = tl.zeros((WIDE,), tl.float32)
@@ -43,7 +44,7 @@ def _norm_rope(
     cosines = turns + first.to(tl.int64) * PAIRS
     sines = cosines + L.to(tl.int64) * PAIRS
     # A block's rows come one after the other: the next ones are on their way meanwhile.
-    for row in tl.range(0, rows, num_stages=4 if POOL else 1):
+    for row in tl.range(0, rows, num_stages=STAGES):
         wide, rest = load_pieces(x + row * x_row, M, x_step, WIDE, REST)
         factor = tl.rsqrt(sum_pieces(wide * wide, rest * rest) / M + eps)
         wide_weight, rest_weight = load_pieces(weight, M, 1, WIDE, REST)
@@ -68,6 +69,8 @@ def norm_rope(
     rows = block or 1
     blocks = triton.cdiv(L, rows)
     y = x_BLM.new_empty((B, L, num_heads, M // num_heads))
+    # A row on its way takes 2 bytes a value, and 4 for the cosine or sine; 14B's four are too many for Ada.
+    stages = max(1, min(4, gpu_triton.shared_memory(x_BLM.device) // (7 * (wide + rest)))) if block else 1
     pooled = x_BLM.new_empty((B, blocks, num_heads, M // num_heads), dtype=torch.float32) if block else None
     if y.numel():
         _norm_rope[(blocks, B)](
@@ -83,6 +86,7 @@ def norm_rope(
             eps,
             POOL=block is not None,
             ROWS=rows,
+            STAGES=stages,
             WIDE=wide,
             REST=max(rest, 2),
             num_warps=row_warps(wide, rest) * (4 if block else 1),
