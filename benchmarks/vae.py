@@ -153,9 +153,6 @@ def check(name: str, pairs: Sequence[tuple[Tensor, Tensor, Tensor, str]]) -> Row
 
 
 def check_decode(plain: WanVAE, sizes: Sequence[Exact], name: str, choices: Choices, size: int) -> Row:
-    # The shapes are not those that are timed: cuDNN need not search for them.
-    choices = replace(choices, benchmark=False)
-
     def made(x: Exact) -> Tensor:
         return torch.cat(list(in_chunks(FastCoder(plain.decoder, choices), x.z, size)), dim=2)
 
@@ -200,7 +197,6 @@ def alternatives(frames: int, scale: int) -> list[str]:
     """Milliseconds and useful TFLOP/s of one 3x3x3 convolution, in several forms, at the sizes of the last stages."""
     from turbodiffusion.ops.vae import stream_triton
 
-    torch.backends.cudnn.benchmark = True
     lines = []
     for channels, height, width, count in (
         (96, 480, 832, frames),
@@ -249,7 +245,6 @@ def alternatives(frames: int, scale: int) -> list[str]:
                 size = 2e-9 * passes.get(name, 0) * count * height * width * channels
                 rate = f"{size / ms:7.2f} TB/s, tile {tile}" if size else f"{work / ms / 1e9:7.1f} TFLOP/s"
                 lines.append(f"  {channels:>4} channels  {name:<24} {ms:8.3f} ms {rate}")
-    torch.backends.cudnn.benchmark = False
     lines += attention_ways(4, 6240 // scale**2, 384 // scale)
     return lines
 
@@ -311,16 +306,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--alternatives", action="store_true", help="time other ways to convolve and to attend")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="other ways to decode that are timed, by comma")
     parser.add_argument("--seconds", type=float, default=60, help="start nothing optional after so many")
-    parser.add_argument("--cold", action="store_true", help="only the first and second decode of the process")
-    parser.add_argument("--unsearched", action="store_true", help="with --cold: cuDNN does not time its algorithms")
     parser.add_argument("--smoke", action="store_true", help="a tiny size: shows that this script runs, nothing else")
     chosen = parser.parse_args(arguments)
     if DEVICE.type != "cuda" and not chosen.smoke:
         parser.error("an NVIDIA GPU is needed; on a CPU, tests/models/test_vae_fast.py checks the results")
     with torch.inference_mode():
-        if chosen.cold:
-            cold(chosen.unsearched)
-            return 0
         rows = measure(chosen)
     print(f"\n{time.perf_counter() - START:.0f} s in all")
     for row in rows:
@@ -329,23 +319,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.out:
         write_results(chosen.out, rows, "python " + " ".join(sys.argv), keep=True)
     return 1 if any(row.misses for row in rows if ".check." in row.name) else 0
-
-
-def cold(unsearched: bool) -> None:
-    """Print the seconds of the first and the second decode of this process, chunk by chunk.
-
-    With and without the search in two processes: PyTorch keeps the way that it has once taken at a shape.
-    """
-    vae = WanVAE(device=DEVICE, dtype=LOW).eval().requires_grad_(False)
-    z = random_latent(vae.config, 21, 60, 104).to(LOW)
-    for name in ("first", "second"):
-        synchronize()
-        start, marks = time.perf_counter(), []
-        for chunk in in_chunks(FastCoder(vae.decoder, replace(BEST, benchmark=not unsearched)), z, CHUNK):
-            del chunk
-            synchronize()
-            marks.append(f"{time.perf_counter() - start:.2f}")
-        print(f"{name} decode: seconds after each chunk {', '.join(marks)}", flush=True)
 
 
 def measure(chosen: argparse.Namespace) -> list[Row]:
@@ -370,7 +343,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     latent = random_latent(config, length, *size_480)
     real = "81 frames 832x480, random weights, bfloat16"
     once = seconds(lambda: consume(fast, latent), 1, warm=0)
-    add("decode.480p.cold_s", once, "s", f"{real}: first decode of the process, kernels compiled, cuDNN searched")
+    add("decode.480p.cold_s", once, "s", f"{real}: first decode of the process, kernels compiled")
     sizes = exact_results(plain)
     rows.append(check_decode(plain, sizes, "best", BEST, CHUNK))
     rows += check_demo()

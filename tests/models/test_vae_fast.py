@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from turbodiffusion.errors import MachineError
-from turbodiffusion.models import vae_fast
 from turbodiffusion.models.vae import VAEConfig, WanVAE
 from turbodiffusion.models.vae_fast import Choices, FastCoder, fold_upsample
 
@@ -95,18 +94,3 @@ def test_triton_without_a_gpu_is_refused(small, monkeypatch):
     vae = WanVAE(SMALL, impl="triton")
     with pytest.raises(MachineError, match=r"impl 'triton' needs (weight on a GPU|the package triton)"):
         vae.decode(torch.randn(1, 16, 1, 2, 3))
-
-
-def test_cudnn_is_left_as_it_was(small):
-    seen = []
-    coder = FastCoder(small.decoder, Choices("reference"))
-    original = vae_fast._convolve
-
-    def watch(*args, **kwargs):
-        seen.append(torch.backends.cudnn.benchmark)
-        return original(*args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae_fast, "_convolve", watch)
-        coder(torch.randn(1, 16, 1, 2, 3))
-    assert all(seen) and not torch.backends.cudnn.benchmark

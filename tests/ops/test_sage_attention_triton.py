@@ -118,4 +118,4 @@ def test_hoppers_own_attention_is_tritons(tokens, kept, qk):
         actual = attend_packed(packed, chosen, q.shape, tokens, q.dtype, linear=linear)
         expected = attend_packed(packed, chosen, q.shape, tokens, q.dtype, linear=linear, launch=HOPPER_EIGHT_BITS)
         # Even maps have other pairs of blocks, and p is rounded to fp8 below the maximum of each.
-        assert relative_l2(actual, expected) < (2**-6 if kept is not None and kept % 2 == 0 else 2**-8)
+        assert relative_l2(actual, expected) < (2**-5 if kept is not None and kept % 2 == 0 else 2**-8)

@@ -14,14 +14,16 @@ How:
   for each phase (row and column even or odd), with the sums of the taps that meet the same position: 2.25 times less
   work, and the large picture before the convolution is never made.
 - The last convolution, to 3 channels, is `convolve_to_few`.
-- Several latent frames are decoded at once, because one does not fill a large GPU in the early stages.
+- Two latent frames are decoded at once, because one does not fill a large GPU in the early stages.
+- cuDNN takes the algorithms that it expects to be best. To time them at each new shape (`cudnn.benchmark`) made a video
+  on an H200 0.02 s quicker and a process's first 0.75 s slower, and the choice, so the last bits, could differ from one
+  process to the next.
 
 Activations are [B, T, H, W, C] with the channels innermost. `Pending` is a tensor of the residual stream that is not
 added up yet. Weights in the form that is used here are made anew for each video: milliseconds, and never out of date.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,7 +55,6 @@ class Choices:
     fold_upsample: bool = True  # four 2x2 convolutions instead of an upsampled picture
     winograd: bool = True  # 3x3x3 convolutions on an even number of frames by `winograd.py`
     taps_head: bool = True  # convolve_to_few for the last convolution
-    benchmark: bool = True  # cuDNN times its algorithms at each new shape, once a process
     write_out_attention: bool = False  # two products and a softmax instead of PyTorch's fused attention
     pair_columns: int = 0  # convolutions to at most so many channels make two columns at once (`pair_columns`)
 
@@ -104,21 +105,20 @@ class FastCoder:
     @torch.no_grad()
     def __call__(self, x_BCTHW: Tensor) -> Tensor:
         impl = self._choices.impl
-        with _cudnn_benchmark(self._choices.benchmark):
-            x = _pad_channels(x_BCTHW.movedim(1, -1), 4)
-            seen = advance_stream(x, past_BNHWC=self._past_in, before=2, impl=impl)
-            self._past_in = seen.past_BNHWC
-            pending = Pending(_convolve(seen.y, self._conv_in), self._conv_in.bias)
-            for index, layer in enumerate(self._layers):
-                # Handed over, not lent: a layer lets go of it when it is added up, before its own convolutions.
-                handed = [pending]
-                del pending
-                pending, self._pasts[index] = layer(handed.pop(), self._pasts[index])
-            y, self._past_out, _ = _advance(pending, self._gamma_out, self._past_out, 2, impl)
+        x = _pad_channels(x_BCTHW.movedim(1, -1), 4)
+        seen = advance_stream(x, past_BNHWC=self._past_in, before=2, impl=impl)
+        self._past_in = seen.past_BNHWC
+        pending = Pending(_convolve(seen.y, self._conv_in), self._conv_in.bias)
+        for index, layer in enumerate(self._layers):
+            # Handed over, not lent: a layer lets go of it when it is added up, before its own convolutions.
+            handed = [pending]
             del pending
-            if self._few:
-                return convolve_to_few(y, self._conv_out.weight, self._conv_out.bias, impl=impl).movedim(-1, 1)
-            return (_convolve(y, self._conv_out) + self._conv_out.bias).movedim(-1, 1)
+            pending, self._pasts[index] = layer(handed.pop(), self._pasts[index])
+        y, self._past_out, _ = _advance(pending, self._gamma_out, self._past_out, 2, impl)
+        del pending
+        if self._few:
+            return convolve_to_few(y, self._conv_out.weight, self._conv_out.bias, impl=impl).movedim(-1, 1)
+        return (_convolve(y, self._conv_out) + self._conv_out.bias).movedim(-1, 1)
 
     def _layer(self, module: nn.Module) -> Layer:
         if isinstance(module, ResidualBlock):
@@ -353,13 +353,3 @@ def _pad_channels(x: Tensor, dim: int) -> Tensor:
     """Zeros up to a multiple of 8 channels, which tensor cores ask for: the encoder's picture has 3."""
     missing = -x.shape[dim] % 8
     return x if not missing else torch.cat((x, x.new_zeros(*x.shape[:dim], missing, *x.shape[dim + 1 :])), dim)
-
-
-@contextmanager
-def _cudnn_benchmark(wanted: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = wanted or before
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before

@@ -22,7 +22,6 @@ from turbodiffusion.ops.rows_triton import (
     sum_pieces,
 )
 
-
 ROWS = 8  # of a program: what they share, weights and biases, is read once and stays in registers
 
 
