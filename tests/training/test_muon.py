@@ -51,7 +51,7 @@ def loss(net: nn.Module, step: int) -> torch.Tensor:
 def test_it_learns_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     whole, resumed = trained(tmp_path / "whole"), trained(tmp_path / "part", stop=5)
     assert len(whole.optimizers) == 2
-    for a, b in zip(whole.params + whole.ema, resumed.params + resumed.ema, strict=True):
+    for a, b in zip(whole.kept.params + whole.ema, resumed.kept.params + resumed.ema, strict=True):
         assert torch.equal(a, b)
     torch.manual_seed(0)
     fresh = nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 16), nn.SiLU(), nn.Linear(16, 1))

@@ -51,7 +51,7 @@ def test_ema_follows_the_power_function(tmp_path: Path) -> None:
 
     def keep(fn):  # type: ignore[no-untyped-def]
         values = run_step(fn)
-        seen.append(trainer.params[0].detach().double().clone())
+        seen.append(trainer.kept.params[0].detach().double().clone())
         return values
 
     trainer._optimize = keep  # type: ignore[method-assign]
@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path: Path) -> None:
     again, loss = make(tmp_path / "part", 10)
     assert again.resume() and again.step == 4
     again.fit(loss)
-    for a, b in zip(whole.params + whole.ema, again.params + again.ema, strict=True):
+    for a, b in zip(whole.kept.params + whole.ema, again.kept.params + again.ema, strict=True):
         assert torch.equal(a, b)
 
 
@@ -125,7 +125,7 @@ trainer = Trainer(nn.ModuleDict({"net": net}), Schedule(lr=1e-2, steps=3), Path(
 x = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
 mine = x.chunk(ranks)[rank]
 trainer.fit(lambda step: {"loss": (net(mine)[:, 0] - mine.sum(1)).square().mean()})
-torch.save([p.detach() for p in trainer.params], Path(sys.argv[1]) / f"{rank}-of-{ranks}.pt")
+torch.save([p.detach() for p in trainer.kept.params], Path(sys.argv[1]) / f"{rank}-of-{ranks}.pt")
 """
 
 

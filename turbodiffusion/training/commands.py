@@ -1,4 +1,6 @@
-"""`turbodiffusion train vae | text | flow | pack | probe`: the demo model and its judge from nothing, one command each.
+"""`turbodiffusion train ...`: the demo model, its judge and its distillation, one command each.
+
+vae, text, flow and pack make the model from nothing, probe its judge; rcm, sla and merge make of a model a fast one.
 
 Every command goes on with the run in its folder. `torchrun --nproc-per-node N -m turbodiffusion.training.commands ...`
 uses N GPUs. What each took on which GPU stands in docs/training.md. PyTorch is imported inside the commands, so that
@@ -7,12 +9,13 @@ uses N GPUs. What each took on which GPU stands in docs/training.md. PyTorch is 
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 app = typer.Typer(
-    help="Train the demo model: vae, text, then flow (the teacher), then pack; probe is its judge.",
+    help="Train the demo model: vae, text, then flow (the teacher), then pack; probe is its judge. "
+    "Make it fast: rcm, sla, then merge.",
     no_args_is_help=True,
 )
 
@@ -142,6 +145,119 @@ def train_probe(
     from turbodiffusion.training.evaluate import train_probe_command
 
     train_probe_command(run, atlas, steps=steps, minutes=minutes, lr=lr, vae_run=vae_run)
+
+
+Teacher = Annotated[str, typer.Option(help="The model that is made fast: demo, or a folder that `pack` wrote.")]
+
+
+@app.command("rcm")
+def train_rcm(
+    run: Run = Path("runs/rcm"),
+    teacher: Teacher = "demo",
+    atlas: Atlas = DEFAULT_ATLAS,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    lr: Annotated[float, typer.Option(help="The student's learning rate; over the last 30% it falls to zero.")] = 1e-4,
+    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
+    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
+    fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
+    guidance: Annotated[float | None, typer.Option(help="Of the teacher; its own by default.")] = None,
+    consistency: Annotated[str, typer.Option(help="continuous, or discrete without a derivative in time.")] = (
+        "continuous"
+    ),
+    warmup: Annotated[int, typer.Option(help="Steps in which the consistency loss grows, alone.")] = 1000,
+    compile: Compile = True,
+) -> None:
+    """Distil a model to 1 to 4 steps without guidance; writes rcm.safetensors (EMA) and a sheet of four steps."""
+    from turbodiffusion.training import rcm, runs
+    from turbodiffusion.training.data import LatentBank
+    from turbodiffusion.training.sheet import draw_sheet
+    from turbodiffusion.training.trainer import Schedule, world
+    from turbodiffusion.training.variants import DemoModel
+
+    device = runs.prepare()
+    rank, _ = world()
+    known = runs.read_teacher(teacher, device)
+    bank = LatentBank(known.world(atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=700 + rank)
+    networks = rcm.Networks(known.another(), known.another(), known.transformer, known.text)
+    recipe = rcm.RCMRecipe(
+        batch=batch,
+        guidance=guidance or known.preset.guidance or 1.0,
+        consistency=consistency,
+        warmup=warmup,
+        compile=compile,
+    )
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999))
+    trainer = rcm.train_rcm(networks, bank, recipe, schedule, run)
+    if rank == 0:
+        student = {name.removeprefix("student."): x for name, x in trainer.ema_state().items() if "student." in name}
+        runs.write_weights(run / "rcm.safetensors", student)
+        shown = known.another().requires_grad_(False)
+        shown.load_state_dict(student)
+        preset = known.distilled(recipe.sigma_max)
+        draw_sheet(DemoModel(preset, shown, known.text, known.vae, known.tokenizer), run / f"sheet-{trainer.step}.png")
+
+
+@app.command("sla")
+def train_sla(
+    run: Run = Path("runs/sla"),
+    teacher: Teacher = "demo",
+    atlas: Atlas = DEFAULT_ATLAS,
+    steps: Steps = None,
+    minutes: Minutes = None,
+    lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 1e-4,
+    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
+    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
+    fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
+    topk: Annotated[float, typer.Option(help="Share of the key blocks that are attended to exactly.")] = 0.1,
+    compile: Compile = False,
+) -> None:
+    """Fine-tune a model for sparse-linear attention against its own dense self; writes sla.safetensors (EMA)."""
+    from turbodiffusion.training import runs, sla
+    from turbodiffusion.training.data import LatentBank
+    from turbodiffusion.training.trainer import Schedule, world
+
+    device = runs.prepare()
+    rank, _ = world()
+    known = runs.read_teacher(teacher, device)
+    bank = LatentBank(known.world(atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=800 + rank)
+    recipe = sla.SLARecipe(batch=batch, compile=compile)
+    sparse = known.another(attention_type="sla", sla_topk=topk)
+    trainer = sla.train_sla(
+        known.transformer, sparse, known.text, bank, recipe, Schedule(lr=lr, steps=steps, minutes=minutes), run
+    )
+    if rank == 0:
+        tuned = {name.removeprefix("transformer."): x for name, x in trainer.ema_state().items()}
+        runs.write_weights(run / "sla.safetensors", tuned)
+
+
+@app.command("merge")
+def merge(
+    target: Annotated[Path, typer.Argument(help="Model folder to write; it loads with --model FOLDER.")],
+    rcm: Annotated[Path, typer.Option(help="The student's weights, from `train rcm`.")] = Path(
+        "runs/rcm/rcm.safetensors"
+    ),
+    sla: Annotated[
+        Path | None, typer.Option(help="Weights for sparse attention, from `train sla`.", show_default=False)
+    ] = None,
+    teacher: Teacher = "demo",
+    topk: Annotated[float, typer.Option(help="Share of the key blocks, with --sla.")] = 0.1,
+) -> None:
+    """Make a model folder of a distilled student, with sparse attention's fine-tuning added if given."""
+    import torch
+
+    from turbodiffusion.checkpoint.merge import merge as add_change
+    from turbodiffusion.training import runs
+    from turbodiffusion.training.rcm import RCMRecipe
+
+    known = runs.read_teacher(teacher, torch.device("cpu"))
+    student = runs.read_weights(rcm)
+    attention: dict[str, Any] = {}
+    if sla is not None:
+        student = add_change(student, runs.read_weights(sla), known.transformer.state_dict())
+        attention = {"attention_type": "sla", "sla_topk": topk}
+    preset = known.distilled(RCMRecipe.sigma_max, **attention)
+    print(f"{target}: {runs.pack_distilled(target, known, preset, student) / 1e6:.1f} MB")
 
 
 def evaluate(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from turbodiffusion import source
 from turbodiffusion.checkpoint.folder import config_from, save_folder
+from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
-from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
 from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
-from turbodiffusion.presets import MODELS
+from turbodiffusion.ops.kernels import REFERENCE, Kernels
+from turbodiffusion.presets import MODELS, ModelPreset
 from turbodiffusion.training.data import caption_sample
 from turbodiffusion.training.trainer import start_distributed, world
 
@@ -93,6 +97,66 @@ def read_flow(
     return parts["transformer"], parts["text"]  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A model's parts in float32, frozen, with dense attention: what is made faster by training."""
+
+    preset: ModelPreset
+    transformer: WanTransformer
+    text: TextEncoder
+    vae: WanVAE
+    tokenizer: Tokenizer
+
+    def another(self, **changes: Any) -> WanTransformer:
+        """A network with other fields of WanConfig, its weights not set."""
+        config = replace(self.transformer.config, **changes)
+        return WanTransformer(config, device=self.transformer.head.head.weight.device)
+
+    def world(self, atlas: Path) -> World:
+        """The demo world at the model's size. Raises RequestError for subjects that the model was not trained on."""
+        known = self.preset.subjects
+        unknown = sorted({subject.name for subject in atlas_subjects(atlas)} - set(known))
+        if unknown and known:
+            raise RequestError(
+                f"{atlas} has subjects that the model was not trained on, as {unknown[0]}: bake another world with "
+                f"--subjects {','.join(known)}"
+            )
+        size = (self.preset.height, self.preset.width)
+        device = self.transformer.head.head.weight.device
+        return World(atlas, device, size=size, frames=self.preset.num_frames)
+
+    def distilled(self, sigma_max: float, **attention: Any) -> ModelPreset:
+        """The model's preset with a student's sampler, and the kind of attention that it was tuned for."""
+        return replace(
+            self.preset,
+            transformer=replace(self.preset.transformer, **attention),
+            sampler="rcm",
+            num_steps=4,
+            sigma_max=sigma_max,
+            shift=None,
+            guidance=None,
+        )
+
+
+def read_teacher(model: str, device: torch.device) -> Teacher:
+    """The demo model or a folder of its kind. Raises RequestError for a model that is distilled, or of two experts."""
+    origin = source.identify(model)
+    preset, paths = origin.preset, source.files(origin)
+    if preset.sampler != "flow" or preset.experts != 1 or preset.task != "t2v":
+        raise RequestError(f"{model} is no teacher: that is a model that samples its flow, as demo or a packed folder")
+    # Dense attention by cuDNN on a GPU, and its derivative by a kernel; nothing in 8 bits, which has no gradient.
+    kernels = Kernels(attention="triton" if device.type == "cuda" else "reference")
+    config = replace(preset.transformer, attention_type="original", quant_linear="off", kernels=kernels)
+    transformer = WanTransformer(config, device=device)
+    text, vae = TextEncoder(preset.text, device=device), WanVAE(preset.vae, device=device)
+    load_transformer(transformer, paths["transformer"], device=device)
+    load_text(text, paths["text"], device=device)
+    load_vae(vae, paths["vae"], device=device)
+    for module in (transformer, text, vae):
+        module.eval().requires_grad_(False)
+    return Teacher(preset, transformer, text, vae, Tokenizer(paths["tokenizer"], preset.text.text_len))
+
+
 def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:
     """The run's spiece.model; that of the run it starts from, or trained on captions, when it has none yet."""
     path = run / "spiece.model"
@@ -109,26 +173,51 @@ def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], confi
 
 
 def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path) -> int:
-    """Write the model folder of a VAE and a teacher; returns its bytes.
+    """Write the model folder of a VAE and a teacher; returns its bytes."""
+    demo = MODELS["demo"]
+    cpu = torch.device("cpu")
+    transformer, text = read_flow(flow_run, demo.transformer, demo.text, cpu)
+    preset = replace(demo, subjects=tuple(subject.name for subject in atlas_subjects(atlas)))
+    tokenizer = Tokenizer(flow_run / "spiece.model", demo.text.text_len)
+    return write_model(target, Teacher(preset, transformer, text, read_vae(vae_run, cpu), tokenizer))
+
+
+def pack_distilled(target: Path, teacher: Teacher, preset: ModelPreset, student: Mapping[str, Tensor]) -> int:
+    """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes."""
+    transformer = WanTransformer(replace(preset.transformer, kernels=REFERENCE, quant_linear="off"))
+    transformer.load_state_dict(dict(student))
+    return write_model(target, replace(teacher, preset=preset, transformer=transformer))
+
+
+def write_model(target: Path, model: Teacher) -> int:
+    """Write a model folder; returns its bytes.
 
     Large weights are stored in int8 blocks, the rest in bfloat16; they are computed with in float32 where Wan does so.
     """
-    demo = MODELS["demo"]
-    cpu = torch.device("cpu")
-    transformer, encoder = read_flow(flow_run, demo.transformer, demo.text, cpu)
-    fields = ("sampler", "num_steps", "resolution", "aspect_ratio", "num_frames", "fps", "shift", "guidance")
-    subjects = [subject.name for subject in atlas_subjects(atlas)]
+    preset = model.preset
+    fields = (
+        "sampler",
+        "num_steps",
+        "resolution",
+        "aspect_ratio",
+        "num_frames",
+        "fps",
+        "sigma_max",
+        "shift",
+        "guidance",
+    )
+    sampling = {name: getattr(preset, name) for name in fields}
     config: dict[str, Any] = {
-        "sampling": {name: getattr(demo, name) for name in fields},
-        "about": {"title": demo.title, "file_name": demo.file_name, "subjects": subjects},
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
+        "about": {"title": preset.title, "file_name": preset.file_name, "subjects": list(preset.subjects)},
     }
     save_folder(
         target,
         config=config,
-        transformer=transformer.to(torch.bfloat16),
-        vae=read_vae(vae_run, cpu).to(torch.bfloat16),
-        text=encoder.to(torch.bfloat16),
-        tokenizer=flow_run / "spiece.model",
+        transformer=model.transformer.to(torch.bfloat16),
+        vae=model.vae.to(torch.bfloat16),
+        text=model.text.to(torch.bfloat16),
+        tokenizer=model.tokenizer.path,
         store="int8_block",
     )
     return sum(path.stat().st_size for path in target.iterdir())

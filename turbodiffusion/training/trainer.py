@@ -9,7 +9,7 @@ EMA by a power function: Karras et al., arXiv 2312.02696, as rCM uses it (arXiv 
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from turbodiffusion.training.muon import Muon
 
 Loss = Callable[[int], dict[str, Tensor]]
 Sheet = Callable[[nn.Module, int], None]
+Turn = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,13 @@ def _is_inner(name: str, p: Tensor) -> bool:
     return p.ndim >= 2 and not any(word in name for word in outer)
 
 
-class Trainer:
-    """Trains `modules` in place and keeps their EMA.
+class Part:
+    """Modules that are trained together: their parameters and optimizers, and how many steps they have made."""
 
-    `run` is a folder: state.safetensors and state.pt (resume), ema.safetensors, log.jsonl, TensorBoard events, sheets.
-    """
-
-    def __init__(self, modules: nn.ModuleDict, schedule: Schedule, run: Path) -> None:
-        self.modules, self.schedule, self.run = modules, schedule, run
-        self.rank, self.ranks = world()
-        self.params = [p for p in modules.parameters() if p.requires_grad]
+    def __init__(self, modules: nn.Module, schedule: Schedule, rate: float = 1.0) -> None:
+        self.rate, self.steps = rate, 0
         self.names = [n for n, p in modules.named_parameters() if p.requires_grad]
+        self.params = [p for p in modules.parameters() if p.requires_grad]
         inner = [p for n, p in zip(self.names, self.params, strict=True) if schedule.muon and _is_inner(n, p)]
         rest = [p for p in self.params if not any(p is other for other in inner)]
         decayed = [p for p in rest if p.ndim >= 2]
@@ -116,15 +113,48 @@ class Trainer:
         ]
         if inner:
             self.optimizers.append(Muon(inner, schedule.lr, weight_decay=schedule.weight_decay))
+
+    def set_rate(self, lr: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * self.rate
+
+
+class Trainer:
+    """Trains `modules` in place and keeps an EMA of them, or of the first where they take turns.
+
+    turn: which of `modules` a step trains, where only one at a time is trained, each with optimizers of its own; rates:
+    a module's learning rate as a share of the schedule's. `run` is a folder: state.pt (resume), log.jsonl, TensorBoard
+    events.
+    """
+
+    def __init__(
+        self,
+        modules: nn.ModuleDict,
+        schedule: Schedule,
+        run: Path,
+        *,
+        turn: Turn | None = None,
+        rates: Mapping[str, float] | None = None,
+    ) -> None:
+        self.modules, self.schedule, self.run, self.turn = modules, schedule, run, turn
+        self.rank, self.ranks = world()
+        whole = {name: nn.ModuleDict({name: module}) for name, module in modules.items()} if turn else {"": modules}
+        self.parts = {name: Part(part, schedule, (rates or {}).get(name, 1.0)) for name, part in whole.items()}
+        self.kept = next(iter(self.parts.values()))
         self.gamma = ema_gamma(schedule.ema_width)
-        self.ema = [p.detach().clone() for p in self.params]
+        self.ema = [p.detach().clone() for p in self.kept.params]
         self.step = 0
         run.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer for part in self.parts.values() for optimizer in part.optimizers]
 
     def ema_state(self) -> dict[str, Tensor]:
         """EMA weights under the modules' names, buffers as they are."""
         state = dict(self.modules.named_buffers())
-        return state | dict(zip(self.names, self.ema, strict=True))
+        return state | dict(zip(self.kept.names, self.ema, strict=True))
 
     def save(self) -> None:
         """Write the resume state; beside, then renamed, so that a kill leaves the older one whole."""
@@ -134,6 +164,7 @@ class Trainer:
                 "steps": self.schedule.steps,
                 "modules": self.modules.state_dict(),
                 "ema": self.ema,
+                "part_steps": [part.steps for part in self.parts.values()],
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
             beside = self.run / "state.pt.part"
@@ -145,7 +176,7 @@ class Trainer:
         path = self.run / "state.pt"
         if not path.exists():
             return False
-        state = torch.load(path, weights_only=True, map_location=self.params[0].device)
+        state = torch.load(path, weights_only=True, map_location=self.ema[0].device)
         try:
             self.modules.load_state_dict(state["modules"])
         except RuntimeError as error:
@@ -153,6 +184,8 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         torch._foreach_copy_(self.ema, state["ema"])
+        for part, steps in zip(self.parts.values(), state["part_steps"], strict=True):
+            part.steps = steps
         self.step = state["step"]
         self.schedule = replace(self.schedule, steps=self.schedule.steps or state["steps"])
         return True
@@ -160,15 +193,16 @@ class Trainer:
     def warm_start(self, state: dict[str, Tensor]) -> None:
         """Begin from given weights (an earlier lease's EMA): optimizer and step start anew."""
         self.modules.load_state_dict(state)
-        torch._foreach_copy_(self.ema, [p.detach() for p in self.params])
+        torch._foreach_copy_(self.ema, [p.detach() for p in self.kept.params])
 
     def fit(self, loss: Loss, sheet: Sheet | None = None) -> bool:
         """Train to the end of the schedule or of this leg's minutes; True when the schedule is finished."""
         if self.schedule.steps is None and self.schedule.minutes is None:
             raise ValueError("a schedule needs steps, minutes, or both")
         log, clock = Log(self.run, self.rank), Clock(self)
+        values: dict[str, Tensor] = {}  # the newest of each name: modules that take turns have others
         while self.schedule.steps is None or self.step < self.schedule.steps:
-            values = self._optimize(loss)
+            values |= self._optimize(loss)
             if self.step % self.schedule.log_every == 0 or self.step == self.schedule.steps:
                 log.write(self.step, self.schedule, values, clock)
                 if clock.over():
@@ -181,29 +215,30 @@ class Trainer:
         return self.step == self.schedule.steps
 
     def _optimize(self, loss: Loss) -> dict[str, Tensor]:
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.schedule.lr_at(self.step)
+        part = self.parts[self.turn(self.step) if self.turn else ""]
+        part.set_rate(self.schedule.lr_at(self.step))
         values = loss(self.step)
         values["loss"].backward()
-        self._average_gradients()
-        values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.schedule.clip)
-        for optimizer in self.optimizers:
+        self._average_gradients(part.params)
+        values["grad_norm"] = nn.utils.clip_grad_norm_(part.params, self.schedule.clip)
+        for optimizer in part.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        beta = (1 - 1 / (self.step + 1)) ** (self.gamma + 1)
-        torch._foreach_lerp_(self.ema, [p.detach() for p in self.params], 1 - beta)
+        part.steps += 1
+        if part is self.kept:
+            beta = (1 - 1 / part.steps) ** (self.gamma + 1)
+            torch._foreach_lerp_(self.ema, [p.detach() for p in part.params], 1 - beta)
         self.step += 1
         return {name: value.detach() for name, value in values.items()}
 
-    def _average_gradients(self) -> None:
+    def _average_gradients(self, params: Sequence[Tensor]) -> None:
         """One all-reduce over all gradients; a parameter that took no part has a zero gradient."""
-        for p in self.params:
+        for p in params:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
         if self.ranks == 1:
             return
-        grads = [p.grad for p in self.params if p.grad is not None]
+        grads = [p.grad for p in params if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat)
         flat /= self.ranks
@@ -232,7 +267,7 @@ class Clock:
         verdict = [float(now - self.began > 60 * schedule.minutes), 0.0]
         if schedule.steps is None and done >= self.TIMED_TO:
             verdict[1] = trainer.step + (60 * schedule.minutes - (now - self.began)) * self.rate()
-        told = torch.tensor(verdict, dtype=torch.float64, device=trainer.params[0].device)
+        told = torch.tensor(verdict, dtype=torch.float64, device=trainer.ema[0].device)
         if trainer.ranks > 1:
             dist.broadcast(told, 0)
         if told[1] > 0:

@@ -1,0 +1,272 @@
+"""rCM's losses where the answer is known: Gaussian data, whose teacher and whose consistent student are formulas."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import turbodiffusion as td
+from turbodiffusion import cli
+from turbodiffusion.errors import RequestError
+from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.training import rcm, runs, sla
+from turbodiffusion.training.data import LatentBank
+from turbodiffusion.training.trainer import Schedule
+
+SPREAD = 0.4  # of the data
+SHAPE = (6, 1, 1, 2, 3)
+
+
+def over(t_B: Tensor) -> Tensor:
+    return t_B[:, None, None, None, None]
+
+
+def variance(t: Tensor) -> Tensor:
+    return (t.cos() * SPREAD) ** 2 + t.sin() ** 2
+
+
+def teacher(x: Tensor, t_B: Tensor) -> Tensor:
+    """F of data N(0, SPREAD^2): the mean of cos noise - sin x0, given x_t."""
+    t = over(t_B)
+    return t.cos() * t.sin() * (1 - SPREAD**2) / variance(t) * x
+
+
+def consistent(x: Tensor, t_B: Tensor) -> Tensor:
+    """F of the student that maps each point of the teacher's trajectories to their end, SPREAD x / sqrt(variance)."""
+    t = over(t_B)
+    return (t.cos() - SPREAD / variance(t).sqrt()) / t.sin() * x
+
+
+@pytest.fixture
+def drawn() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(SHAPE, dtype=torch.float64), torch.linspace(0.05, 1.5, SHAPE[0], dtype=torch.float64)
+
+
+def test_a_flow_network_is_a_trigflow_one(drawn) -> None:
+    noise, t_B = drawn
+    x0 = torch.randn_like(noise)
+    seen = []
+
+    def velocity(x: Tensor, s_B: Tensor) -> Tensor:
+        seen.append((x, s_B))
+        return noise - x0
+
+    x = rcm.noised(x0, noise, t_B)
+    F = rcm.trig(velocity)(x, t_B)
+    torch.testing.assert_close(F, over(t_B.cos()) * noise - over(t_B.sin()) * x0, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(rcm.clean(x, F, t_B), x0, atol=1e-6, rtol=1e-6)
+    ((at, s_B),) = seen
+    torch.testing.assert_close(at, over(1 - s_B) * x0 + over(s_B) * noise)  # what a flow network is trained on
+    torch.testing.assert_close(torch.atan2(s_B, 1 - s_B), t_B)
+    torch.testing.assert_close(rcm.trig_times(s_B, 1.0), t_B)
+    assert rcm.trig_times(torch.tensor([0.5])).item() == pytest.approx(math.atan(5))
+
+
+def test_a_consistent_student_has_nothing_to_learn(drawn) -> None:
+    x, t_B = drawn
+    right = rcm.consistency_loss(consistent, teacher(x, t_B), x, t_B, 1.0)
+    wrong = rcm.consistency_loss(teacher, teacher(x, t_B), x, t_B, 1.0)
+    assert right.loss_B.max() < 1e-20 and wrong.loss_B.min() > 1e-4
+    assert not right.broken_B.any()
+    # Without the tangent the student is asked for the teacher's own field.
+    assert rcm.consistency_loss(teacher, teacher(x, t_B), x, t_B, 0.0).loss_B.max() == 0
+    assert rcm.consistency_loss(consistent, teacher(x, t_B), x, t_B, 0.0).loss_B.max() > 0.1
+
+
+def test_two_times_of_a_trajectory_end_in_one_place(drawn) -> None:
+    noise, _ = drawn
+    u_B = torch.linspace(0.05, 47 / 48, SHAPE[0], dtype=torch.float64)
+    x0 = SPREAD * torch.randn_like(noise)
+    right = rcm.discrete_consistency_loss(consistent, teacher, x0, noise, u_B).loss_B
+    wrong = rcm.discrete_consistency_loss(teacher, teacher, x0, noise, u_B).loss_B
+    assert right.sum() < 0.05 * wrong.sum()
+
+
+class Table(nn.Module):
+    """A student of one dimension: x0 = gain(t) x, a small network of t."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Sequential(nn.Linear(3, 32), nn.Tanh(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor, t_B: Tensor) -> Tensor:
+        seen = torch.stack((t_B, t_B.cos(), t_B.sin()), dim=1)
+        return over(self.gain(seen)[:, 0]) * x
+
+
+def test_students_learn_to_jump_to_the_end() -> None:
+    """From the teacher's field to its consistent one: noise in one step gets the data's spread."""
+    torch.manual_seed(1)
+    student = Table()
+    optimizer = torch.optim.Adam(student.parameters(), lr=5e-3)
+    x0, noise = SPREAD * torch.randn(512, 1, 1, 1, 1), torch.randn(512, 1, 1, 1, 1)
+    start = torch.full((512,), math.pi / 2)
+
+    def spread() -> float:
+        with torch.no_grad():
+            return float(rcm.rollout(student, [noise], [start]).std())
+
+    for step in range(700):
+        t_B = (1.6 * torch.randn(512) - 0.8).exp().atan()
+        x = rcm.noised(x0, torch.randn_like(x0), t_B)
+        loss = rcm.consistency_loss(student, teacher(x, t_B), x, t_B, min(1.0, step / 300)).loss_B.mean()
+        if step == 300:
+            before = spread()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert spread() == pytest.approx(SPREAD, rel=0.15)
+    assert abs(before - SPREAD) > abs(spread() - SPREAD)
+
+
+def test_samples_move_to_where_the_teacher_expects_them(drawn) -> None:
+    noise, t_B = drawn
+    made = torch.randn_like(noise).requires_grad_()
+
+    def shifted(x: Tensor, t: Tensor) -> Tensor:  # expects an x0 that is larger by 0.3
+        return teacher(x, t) - 0.3 / over(t.sin())
+
+    same = rcm.dmd_loss(made, teacher, teacher, noise, t_B)
+    assert same.loss_B.max() == 0
+    away = rcm.dmd_loss(made, shifted, teacher, noise, t_B)
+    away.loss_B.sum().backward()
+    assert (made.grad > 0).all()  # the fake score expects more, so there is too much: down
+
+
+def test_the_fake_score_is_a_flow_model_of_samples(drawn) -> None:
+    noise, t_B = drawn
+    made = torch.randn_like(noise)
+    exact = over(t_B.cos()) * noise - over(t_B.sin()) * made
+    assert rcm.fake_score_loss(made, lambda *_: exact, noise, t_B).loss_B.max() == 0
+    loss = rcm.fake_score_loss(made, teacher, noise, t_B).loss_B
+    x = rcm.noised(made, noise, t_B)
+    guess = rcm.clean(x, teacher(x, t_B), t_B)
+    torch.testing.assert_close(loss, ((made - guess) / over(t_B.sin())).square().flatten(1).sum(1))
+
+
+def test_a_rollout_has_a_gradient_through_its_last_step_alone(drawn) -> None:
+    noise, _ = drawn
+    gain = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    calls = []
+
+    def student(x: Tensor, t_B: Tensor) -> Tensor:
+        calls.append(t_B[0].item())
+        return gain[len(calls) - 1] * consistent(x, t_B)
+
+    times = [torch.full((SHAPE[0],), t, dtype=torch.float64) for t in (1.55, 1.0, 0.5)]
+    made = rcm.rollout(student, [noise, noise.flip(0), noise.roll(1, 0)], times)
+    made.sum().backward()
+    assert calls == [1.55, 1.0, 0.5] and gain.grad is not None
+    assert gain.grad[:2].tolist() == [0, 0] and gain.grad[2] != 0
+    one = rcm.rollout(consistent, [noise], times[:1])
+    torch.testing.assert_close(one, SPREAD * times[0][0].sin() / variance(times[0][0]).sqrt() * noise)
+
+
+def test_a_sample_that_is_not_finite_counts_nothing(drawn) -> None:
+    x, t_B = drawn
+    F = teacher(x, t_B)
+    F[2] = float("nan")
+    gain = torch.ones((), dtype=torch.float64, requires_grad=True)
+    found = rcm.consistency_loss(lambda x, t: gain * teacher(x, t), F, x, t_B, 1.0)
+    assert found.broken_B.tolist() == [False, False, True, False, False, False]
+    assert found.loss_B[2] == 0 and found.loss_B[[0, 1, 3]].min() > 0
+    found.loss_B.sum().backward()
+    assert gain.grad is not None and gain.grad.isfinite() and gain.grad != 0
+
+
+def test_whose_turn_it_is() -> None:
+    recipe = rcm.RCMRecipe(warmup=3, student_every=5)
+    turns = "".join(recipe.turn(step)[0] for step in range(14))
+    assert turns == "sss" + "sffff" + "sffff" + "s"
+    with pytest.raises(ValueError, match='"continuous" or "discrete"'):
+        rcm.RCMRecipe(consistency="loose")
+
+
+# ---- runs ----
+
+
+@pytest.fixture
+def parts(tiny_model, small_world):
+    """A teacher whose head is not zero, networks, and a bank of four clips."""
+    known = runs.read_teacher(str(tiny_model), torch.device("cpu"))
+    torch.manual_seed(5)
+    nn.init.normal_(known.transformer.head.head.weight, std=0.1)
+    bank = LatentBank(small_world, known.vae, known.tokenizer, size=4, fresh=2, seed=3, captions=2)
+    return rcm.Networks(known.another(), known.another(), known.transformer, known.text), bank
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("consistency", ["continuous", "discrete"])
+def test_a_stopped_run_is_the_run_that_was_not(parts, tmp_path: Path, consistency: str) -> None:
+    networks, bank = parts
+    recipe = rcm.RCMRecipe(batch=2, warmup=2, student_every=2, consistency=consistency, compile=False)
+    before = {name: x.clone() for name, x in networks.teacher.state_dict().items()}
+
+    def train(folder: str, steps: int, total: int = 7) -> dict[str, Tensor]:
+        schedule = Schedule(lr=1e-3, steps=total, warmup=1, betas=(0.0, 0.999), log_every=1)
+        loss = rcm.make_loss(networks, bank, recipe)
+        bank.end = 0
+        trainer = rcm.Trainer(
+            nn.ModuleDict({"student": networks.student, "fake": networks.fake}),
+            schedule,
+            tmp_path / folder,
+            turn=recipe.turn,
+            rates={"fake": recipe.fake_rate},
+        )
+        if not trainer.resume():
+            for network in (networks.student, networks.fake):
+                network.load_state_dict(before)
+            trainer.warm_start(trainer.modules.state_dict())
+        while trainer.step < steps:
+            trainer._optimize(loss)
+        trainer.save()
+        return {name: x.clone() for name, x in (trainer.modules.state_dict() | trainer.ema_state()).items()}
+
+    whole = train("whole", 7)
+    train("part", 4)
+    again = train("part", 7)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    for network, moved in (("student", True), ("fake", True)):
+        weight = whole[f"{network}.blocks.0.ffn.0.weight"]
+        assert (not torch.equal(weight, before["blocks.0.ffn.0.weight"])) == moved
+    assert all(torch.equal(x, before[name]) for name, x in networks.teacher.state_dict().items())
+
+
+@pytest.mark.slow
+def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path, capsys) -> None:
+    """As a user does: distil, tune for sparse attention, merge, and make a video of the folder."""
+    few = ["--teacher", str(tiny_model), "--atlas", str(small_atlas), "--batch", "2", "--clips", "4", "--fresh", "2"]
+    for name, extra in (("rcm", ["--steps", "5", "--warmup", "2", "--no-compile"]), ("sla", ["--steps", "2"])):
+        assert cli.main(["train", name, "--folder", str(tmp_path / name), *few, *extra]) == 0, capsys.readouterr().err
+        log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        assert log and math.isfinite(log[-1]["loss"])
+    assert list((tmp_path / "rcm").glob("sheet-5.png"))
+    rest = ["--rcm", str(tmp_path / "rcm" / "rcm.safetensors"), "--teacher", str(tiny_model)]
+    for folder, extra, kind in (
+        ("dense", [], "original"),
+        ("sparse", ["--sla", str(tmp_path / "sla" / "sla.safetensors"), "--topk", "0.2"], "sla"),
+    ):
+        assert cli.main(["train", "merge", str(tmp_path / folder), *rest, *extra]) == 0, capsys.readouterr().err
+        pipe = td.Pipeline.load(str(tmp_path / folder))
+        assert pipe.kinds.attention_type == kind and pipe.preset.sampler == "rcm" and pipe.preset.num_steps == 4
+        result = pipe.generate(td.Request(prompt="a red fox hops", seed=2))
+        assert result.frames.shape == (5, 64, 64, 3) and not any("fine-tuned" in notice for notice in result.notices)
+    with pytest.raises(RequestError, match="is no teacher"):
+        runs.read_teacher(str(tmp_path / "dense"), torch.device("cpu"))
+
+
+@pytest.mark.slow
+def test_a_sparse_network_learns_to_say_what_the_dense_one_says(parts, tmp_path: Path) -> None:
+    networks, bank = parts
+    dense = networks.teacher
+    sparse = WanTransformer(replace(dense.config, attention_type="sla", sla_topk=0.25, sla_block_q=8, sla_block_k=8))
+    schedule = Schedule(lr=3e-3, steps=30, warmup=2, log_every=1)
+    sla.train_sla(dense, sparse, networks.text, bank, sla.SLARecipe(batch=4, compile=False), schedule, tmp_path)
+    log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(log[-5:]) < 0.7 * sum(log[:5])
+    assert sparse.state_dict()["blocks.0.self_attn.attention.proj_l.weight"].any()
