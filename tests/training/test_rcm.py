@@ -85,6 +85,14 @@ def test_two_times_of_a_trajectory_end_in_one_place(drawn) -> None:
     right = rcm.discrete_consistency_loss(consistent, teacher, x0, noise, u_B).loss_B
     wrong = rcm.discrete_consistency_loss(teacher, teacher, x0, noise, u_B).loss_B
     assert right.sum() < 0.05 * wrong.sum()
+    gain = torch.ones((), dtype=torch.float64, requires_grad=True)
+    later, earlier = rcm.trig_times(u_B + 1 / 48), rcm.trig_times(u_B)
+    rcm.discrete_consistency_loss(lambda x, t: gain * teacher(x, t), teacher, x0, noise, u_B).loss_B.sum().backward()
+    x = rcm.noised(x0, noise, later)
+    next_x = x - over(later - earlier) * teacher(x, later)
+    guess, target = rcm.clean(x, teacher(x, later), later), rcm.clean(next_x, teacher(next_x, earlier), earlier)
+    slope = -over(later.sin()) * teacher(x, later)  # of the guess alone: the target stands still
+    torch.testing.assert_close(gain.grad, (2 * (guess - target) * slope).sum())
 
 
 class Table(nn.Module):
@@ -135,7 +143,11 @@ def test_samples_move_to_where_the_teacher_expects_them(drawn) -> None:
     assert same.loss_B.max() == 0
     away = rcm.dmd_loss(made, shifted, teacher, noise, t_B)
     away.loss_B.sum().backward()
-    assert (made.grad > 0).all()  # the fake score expects more, so there is too much: down
+    x = rcm.noised(made, noise, t_B).detach()
+    expected = rcm.clean(x, teacher(x, t_B), t_B)
+    distance = (made - expected).detach().abs().flatten(1).mean(1)
+    # The fake score expects 0.3 more, so there is too much: down, by 0.3 of the mean distance.
+    torch.testing.assert_close(made.grad, 2 * over(0.3 / distance).expand_as(made), rtol=1e-6, atol=0)
 
 
 def test_the_fake_score_is_a_flow_model_of_samples(drawn) -> None:
@@ -200,41 +212,130 @@ def parts(tiny_model, small_world):
     return rcm.Networks(known.another(), known.another(), known.transformer, known.text), bank
 
 
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: x.clone() for name, x in network.state_dict().items()}
+
+
+@pytest.fixture
+def legs(parts, tmp_path: Path, monkeypatch):
+    """Runs of seven steps that stop where they are told; what they leave."""
+    networks, bank = parts
+
+    def leg(folder: str, until: int, lr: float = 1e-3, **fields) -> dict[str, Tensor]:
+        def fit(trainer, loss) -> None:
+            while trainer.step < until:
+                trainer._optimize(loss)
+            trainer.save()
+
+        monkeypatch.setattr(rcm.Trainer, "fit", fit)
+        bank.end = 0
+        recipe = rcm.RCMRecipe(batch=2, warmup=2, student_every=2, compile=False, **fields)
+        schedule = Schedule(lr=lr, steps=7, warmup=1, betas=(0.0, 0.999), weight_decay=0.0)
+        trainer = rcm.train_rcm(networks, bank, recipe, schedule, tmp_path / folder)
+        ema = {f"ema.{name}": x.clone() for name, x in trainer.ema_state().items()}
+        return weights(trainer.modules) | ema
+
+    return leg
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("consistency", ["continuous", "discrete"])
-def test_a_stopped_run_is_the_run_that_was_not(parts, tmp_path: Path, consistency: str) -> None:
-    networks, bank = parts
-    recipe = rcm.RCMRecipe(batch=2, warmup=2, student_every=2, consistency=consistency, compile=False)
-    before = {name: x.clone() for name, x in networks.teacher.state_dict().items()}
-
-    def train(folder: str, steps: int, total: int = 7) -> dict[str, Tensor]:
-        schedule = Schedule(lr=1e-3, steps=total, warmup=1, betas=(0.0, 0.999), log_every=1)
-        loss = rcm.make_loss(networks, bank, recipe)
-        bank.end = 0
-        trainer = rcm.Trainer(
-            nn.ModuleDict({"student": networks.student, "fake": networks.fake}),
-            schedule,
-            tmp_path / folder,
-            turn=recipe.turn,
-            rates={"fake": recipe.fake_rate},
-        )
-        if not trainer.resume():
-            for network in (networks.student, networks.fake):
-                network.load_state_dict(before)
-            trainer.warm_start(trainer.modules.state_dict())
-        while trainer.step < steps:
-            trainer._optimize(loss)
-        trainer.save()
-        return {name: x.clone() for name, x in (trainer.modules.state_dict() | trainer.ema_state()).items()}
-
-    whole = train("whole", 7)
-    train("part", 4)
-    again = train("part", 7)
+def test_a_stopped_run_is_the_run_that_was_not(parts, legs, consistency: str) -> None:
+    teacher = weights(parts[0].teacher)
+    whole = legs("whole", 7, consistency=consistency)
+    legs("part", 4, consistency=consistency)
+    again = legs("part", 7, consistency=consistency)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-    for network, moved in (("student", True), ("fake", True)):
-        weight = whole[f"{network}.blocks.0.ffn.0.weight"]
-        assert (not torch.equal(weight, before["blocks.0.ffn.0.weight"])) == moved
-    assert all(torch.equal(x, before[name]) for name, x in networks.teacher.state_dict().items())
+    name = "blocks.0.ffn.0.weight"
+    assert len({whole[f"{key}.{name}"].sum().item() for key in ("student", "fake", "ema.student")}) == 3
+    assert all(torch.equal(x, teacher[key]) for key, x in weights(parts[0].teacher).items())
+
+
+@pytest.mark.slow
+def test_both_networks_begin_as_the_teacher_and_the_fake_score_is_slower(parts, legs) -> None:
+    teacher = weights(parts[0].teacher)
+    start = legs("still", 3, lr=0.0)
+    for key in ("student", "fake", "ema.student"):
+        assert all(torch.equal(start[f"{key}.{name}"], x) for name, x in teacher.items())
+    moved = legs("moving", 4)  # student, student, student, fake
+    first = "blocks.0.ffn.0.weight"
+    of = {key: (moved[f"{key}.{first}"] - teacher[first]).abs().max().item() for key in ("student", "fake")}
+    assert of["fake"] == pytest.approx(0.2e-3, rel=0.02) and of["student"] > 1e-3  # Adam's first step is its rate
+
+
+@pytest.fixture
+def stepped(parts):
+    """A step of a recipe, and what its fields see."""
+    networks, bank = parts
+    bank.advance(0)
+
+    def at(step: int = 0, **fields) -> rcm._Step:
+        recipe = rcm.RCMRecipe(batch=2, compile=False, **fields)
+        forward = {name: getattr(networks, name) for name in ("student", "fake", "teacher")}
+        return rcm._Step(networks, bank, recipe, step, forward)
+
+    return at
+
+
+@torch.no_grad()
+def test_the_teacher_is_guided_by_an_empty_prompt(parts, stepped) -> None:
+    (networks, bank), at = parts, stepped(guidance=3.0)
+    network, t_B = networks.teacher, torch.tensor([0.3, 1.2])
+    s_B = t_B.sin() / (t_B.cos() + t_B.sin())
+    x = torch.randn_like(at.x0)
+
+    def velocity(states: Tensor) -> Tensor:
+        return network(x / over(t_B.cos() + t_B.sin()), 1000 * s_B, network.encode_context(states))
+
+    free = velocity(networks.text(bank.empty_ids.long(), bank.empty_mask.long()).expand_as(at.states))
+    v = free + 3 * (velocity(at.states) - free)
+    expected = (over(t_B.cos() - t_B.sin()) * x + v) / over(t_B.cos() + t_B.sin())
+    torch.testing.assert_close(at.guided_teacher()(x, t_B), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(at.guided_teacher()(x, t_B), at.field("teacher")(x, t_B), atol=1e-3)
+
+
+def test_ranks_and_steps_draw_their_own(stepped, monkeypatch) -> None:
+    first, again, later = stepped(0).noise(), stepped(0).noise(), stepped(1).noise()
+    monkeypatch.setattr(rcm, "world", lambda: (1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, later) and not torch.equal(first, stepped(0).noise())
+
+
+def test_students_begin_at_the_top_and_go_down(stepped, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(rcm, "rollout", lambda student, noises, times: seen.append((noises, times)))
+    stepped(sigma_max=20.0).made(consistent, 4)
+    ((noises, times),) = seen
+    assert len(noises) == 4 and not torch.equal(noises[0], noises[1])
+    assert all((times[k] > times[k + 1]).all() for k in range(3))
+    assert times[0].tolist() == pytest.approx([math.atan(20)] * 2)
+
+
+def test_what_a_step_adds_up(parts, monkeypatch) -> None:
+    """100 times the consistency loss at a growing ratio, then DMD too, on samples of 1 to 4 steps in turn."""
+    networks, bank = parts
+    recipe = rcm.RCMRecipe(batch=2, warmup=2, student_every=2, dmd_weight=0.5, compile=False)
+    loss, ratios, steps = rcm.make_loss(networks, bank, recipe), [], []
+    consistency, rollout = rcm.consistency_loss, rcm.rollout
+
+    def watched(*args, **kwargs):
+        ratios.append(args[4])
+        return consistency(*args, **kwargs)
+
+    def counted(student, noises, times):
+        steps.append(len(times))
+        return rollout(student, noises, times)
+
+    monkeypatch.setattr(rcm, "consistency_loss", watched)
+    monkeypatch.setattr(rcm, "rollout", counted)
+    for step in range(12):
+        values = loss(step)
+        if recipe.turn(step) == "fake":
+            assert values.keys() == {"loss", "fake", "broken_fake"}
+        else:
+            dmd = 0.5 * values["dmd"] if step >= 2 else 0
+            torch.testing.assert_close(values["loss"], 100 * values["consistency"] + dmd)
+    assert ratios == [0.0, 0.5, *[1.0] * 5]
+    assert steps[::2] == [1, 2, 3, 4, 1] and set(steps[1::2]) <= {1, 2, 3, 4}
 
 
 @pytest.mark.slow
@@ -265,6 +366,10 @@ def test_a_sparse_network_learns_to_say_what_the_dense_one_says(parts, tmp_path:
     networks, bank = parts
     dense = networks.teacher
     sparse = WanTransformer(replace(dense.config, attention_type="sla", sla_topk=0.25, sla_block_q=8, sla_block_k=8))
+    still = Schedule(lr=0.0, steps=1)
+    sla.train_sla(dense, sparse, networks.text, bank, sla.SLARecipe(batch=2, compile=False), still, tmp_path / "still")
+    assert all(torch.equal(sparse.state_dict()[name], x) for name, x in dense.state_dict().items())
+    bank.end = 0
     schedule = Schedule(lr=3e-3, steps=30, warmup=2, log_every=1)
     sla.train_sla(dense, sparse, networks.text, bank, sla.SLARecipe(batch=4, compile=False), schedule, tmp_path)
     log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]

@@ -250,9 +250,10 @@ class _Step:
 
     def made(self, student: Field, steps: int) -> Tensor:
         """The student's samples in so many steps, at random times below sigma_max."""
-        first = math.atan(self.recipe.sigma_max)
-        drawn = [torch.full((len(self.x0),), first, device=self.device)]
-        drawn += [trig_times(self.uniform()).clamp(max=first) for _ in range(steps - 1)]
+        top = self.recipe.sigma_max / (1 + self.recipe.sigma_max)
+        most = top / (SHIFT - (SHIFT - 1) * top)  # before the shift
+        drawn = [torch.full((len(self.x0),), math.atan(self.recipe.sigma_max), device=self.device)]
+        drawn += [trig_times(most * self.uniform()) for _ in range(steps - 1)]
         times = torch.stack(drawn).sort(dim=0, descending=True).values.unbind(0)
         return rollout(student, [self.noise() for _ in times], times)
 
