@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 import turbodiffusion as td
 from turbodiffusion import cli
-from turbodiffusion.errors import RequestError
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.training import rcm, runs, sla
 from turbodiffusion.training.data import LatentBank
-from turbodiffusion.training.trainer import Schedule
+from turbodiffusion.training.trainer import Schedule, step_generator, torch_generator
 
 SPREAD = 0.4  # of the data
 SHAPE = (6, 1, 1, 2, 3)
@@ -209,7 +208,8 @@ def parts(tiny_model, small_world):
     torch.manual_seed(5)
     nn.init.normal_(known.transformer.head.head.weight, std=0.1)
     bank = LatentBank(small_world, known.vae, known.tokenizer, size=4, fresh=2, seed=3, captions=2)
-    return rcm.Networks(known.another(), known.another(), known.transformer, known.text), bank
+    student, fake = (runs.another(known.transformer) for _ in range(2))
+    return rcm.Networks(student, fake, known.transformer, known.text), bank
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -314,51 +314,129 @@ def test_what_a_step_adds_up(parts, monkeypatch) -> None:
     """100 times the consistency loss at a growing ratio, then DMD too, on samples of 1 to 4 steps in turn."""
     networks, bank = parts
     recipe = rcm.RCMRecipe(batch=2, warmup=2, student_every=2, dmd_weight=0.5, compile=False)
-    loss, ratios, steps = rcm.make_loss(networks, bank, recipe), [], []
-    consistency, rollout = rcm.consistency_loss, rcm.rollout
+    loss, found = rcm.make_loss(networks, bank, recipe), {}
 
-    def watched(*args, **kwargs):
-        ratios.append(args[4])
-        return consistency(*args, **kwargs)
+    def watch(name: str) -> None:
+        original = getattr(rcm, name)
 
-    def counted(student, noises, times):
-        steps.append(len(times))
-        return rollout(student, noises, times)
+        def watched(*args, **kwargs):
+            found[name] = args, kwargs
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(rcm, name, watched)
+
+    for name in ("consistency_loss", "dmd_loss", "fake_score_loss", "rollout"):
+        watch(name)
+    for network, scale in ((networks.student, 0.2), (networks.fake, 0.3)):  # three networks that can be told apart
+        nn.init.normal_(network.head.head.weight, std=scale)
+    x, t_B = torch.randn(2, 16, 2, 8, 8), torch.tensor([0.4, 1.1])
+    for step in range(12):
+        found.clear()
+        values = loss(step)
+        at = rcm._Step(networks, bank, recipe, step, {n: getattr(networks, n) for n in ("student", "fake", "teacher")})
+        with torch.no_grad():
+            student, fake, teacher = at.field("student")(x, t_B), at.field("fake")(x, t_B), at.guided_teacher()(x, t_B)
+            if recipe.turn(step) == "fake":
+                assert values.keys() == {"loss", "mse", "broken"} and found.keys() == {"fake_score_loss", "rollout"}
+                made, field, *_ = found["fake_score_loss"][0]
+                torch.testing.assert_close(field(x, t_B), fake)
+                assert not made.requires_grad and torch.equal(made, rcm.rollout(*found["rollout"][0]))
+            else:
+                (seen, F, at_x, at_t, ratio), kwargs = found["consistency_loss"]
+                torch.testing.assert_close(seen(x, t_B), student)
+                torch.testing.assert_close(kwargs["derived"](x, t_B), student)
+                torch.testing.assert_close(F, at.guided_teacher()(at_x, at_t))
+                assert ratio == min(1.0, step / 2)
+                dmd = 0.5 * values["dmd"] if step >= 2 else 0
+                torch.testing.assert_close(values["loss"], 100 * values["consistency"] + dmd)
+                assert ("dmd_loss" in found) == (step >= 2)
+            if "dmd_loss" in found:
+                _, of_fake, of_teacher, *_ = found["dmd_loss"][0]
+                torch.testing.assert_close(of_fake(x, t_B), fake)
+                torch.testing.assert_close(of_teacher(x, t_B), teacher)
+            if step >= 2:
+                assert len(found["rollout"][0][2]) == recipe.rollout_steps(step)
+
+
+@pytest.mark.parametrize("every", [2, 4, 5, 10])
+def test_samples_of_one_to_four_steps_are_as_frequent_in_both_turns(every: int) -> None:
+    recipe = rcm.RCMRecipe(warmup=3, student_every=every)
+    for network in ("student", "fake"):
+        counts = [recipe.rollout_steps(step) for step in range(3, 403) if recipe.turn(step) == network]
+        assert counts == [1 + n % 4 for n in range(len(counts))]
+
+
+def test_the_students_times_are_those_of_the_recipe(parts, monkeypatch) -> None:
+    networks, bank = parts
+    times = []
+
+    def watched(student, F, x, t_B, ratio, **_):
+        times.append(t_B)
+        return rcm.Losses(0 * t_B, t_B < 0)
 
     monkeypatch.setattr(rcm, "consistency_loss", watched)
-    monkeypatch.setattr(rcm, "rollout", counted)
-    for step in range(12):
-        values = loss(step)
-        if recipe.turn(step) == "fake":
-            assert values.keys() == {"loss", "fake", "broken_fake"}
-        else:
-            dmd = 0.5 * values["dmd"] if step >= 2 else 0
-            torch.testing.assert_close(values["loss"], 100 * values["consistency"] + dmd)
-    assert ratios == [0.0, 0.5, *[1.0] * 5]
-    assert steps[::2] == [1, 2, 3, 4, 1] and set(steps[1::2]) <= {1, 2, 3, 4}
+    loss = rcm.make_loss(networks, bank, rcm.RCMRecipe(batch=64, sigma_mean=0.7, sigma_std=0.5, compile=False))
+    for step in range(8):
+        loss(step)
+    drawn = torch.cat(times).tan().log()
+    assert drawn.mean().item() == pytest.approx(0.7, abs=0.1) and drawn.std().item() == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("consistency", ["continuous", "discrete"])
+def test_every_weight_of_the_student_learns_under_autocast(parts, monkeypatch, consistency: str) -> None:
+    """What autocast keeps of a pass without gradients would leave weights without one."""
+    networks, bank = parts
+    recipe = rcm.RCMRecipe(batch=2, warmup=0, consistency=consistency, compile=False)
+    autocast = torch.autocast
+
+    def always(device, dtype, **rest):
+        return autocast(device, dtype, **rest | {"enabled": True})
+
+    monkeypatch.setattr(torch, "autocast", always)
+    rcm.make_loss(networks, bank, recipe)(0)["loss"].backward()
+    assert [name for name, p in networks.student.named_parameters() if p.grad is None] == []
 
 
 @pytest.mark.slow
 def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path, capsys) -> None:
     """As a user does: distil, tune for sparse attention, merge, and make a video of the folder."""
     few = ["--teacher", str(tiny_model), "--atlas", str(small_atlas), "--batch", "2", "--clips", "4", "--fresh", "2"]
-    for name, extra in (("rcm", ["--steps", "5", "--warmup", "2", "--no-compile"]), ("sla", ["--steps", "2"])):
+    for name, extra in (
+        ("rcm", ["--steps", "5", "--warmup", "2", "--no-compile"]),
+        ("sla", ["--steps", "2", "--topk", "0.2"]),
+    ):
         assert cli.main(["train", name, "--folder", str(tmp_path / name), *few, *extra]) == 0, capsys.readouterr().err
         log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        assert log and math.isfinite(log[-1]["loss"])
+        assert log and all(math.isfinite(value) for value in log[-1].values())
+        assert name == "sla" or {"loss.student", "dmd.student", "loss.fake", "grad_norm.fake"} < log[-1].keys()
+        state = torch.load(tmp_path / name / "state.pt", weights_only=True)
+        written = runs.read_weights(tmp_path / name / f"{name}.safetensors")
+        kept = [key.split(".", 1)[1] for key in state["modules"] if not key.startswith("fake.")]
+        assert written.keys() == set(kept)
+        for key, average in zip(kept, state["ema"], strict=True):
+            assert torch.equal(written[key], average.to(torch.bfloat16).float())
     assert list((tmp_path / "rcm").glob("sheet-5.png"))
     rest = ["--rcm", str(tmp_path / "rcm" / "rcm.safetensors"), "--teacher", str(tiny_model)]
     for folder, extra, kind in (
         ("dense", [], "original"),
-        ("sparse", ["--sla", str(tmp_path / "sla" / "sla.safetensors"), "--topk", "0.2"], "sla"),
+        ("sparse", ["--sla", str(tmp_path / "sla" / "sla.safetensors")], "sla"),
     ):
         assert cli.main(["train", "merge", str(tmp_path / folder), *rest, *extra]) == 0, capsys.readouterr().err
         pipe = td.Pipeline.load(str(tmp_path / folder))
-        assert pipe.kinds.attention_type == kind and pipe.preset.sampler == "rcm" and pipe.preset.num_steps == 4
+        assert pipe.kinds.attention_type == kind and (kind == "original" or pipe.kinds.sla_topk == 0.2)
+        assert pipe.preset.sigma_max == 80 and pipe.preset.sampler == "rcm" and pipe.preset.num_steps == 4
         result = pipe.generate(td.Request(prompt="a red fox hops", seed=2))
         assert result.frames.shape == (5, 64, 64, 3) and not any("fine-tuned" in notice for notice in result.notices)
-    with pytest.raises(RequestError, match="is no teacher"):
-        runs.read_teacher(str(tmp_path / "dense"), torch.device("cpu"))
+    of_sla = ["--rcm", str(tmp_path / "sla" / "sla.safetensors"), "--teacher", str(tiny_model)]
+    for arguments, words in (
+        (["merge", str(tmp_path / "x"), *of_sla], "is no file of `train rcm`"),
+        (["merge", str(tmp_path / "x"), *rest[:2], "--teacher", "demo"], "was trained from another model than demo"),
+        (["rcm", "--teacher", str(tmp_path / "dense"), "--folder", str(tmp_path / "y")], "is no teacher"),
+        (["rcm", "--steps", "5", "--warmup", "9"], "end within --warmup 9"),
+    ):
+        assert cli.main(["train", *arguments]) != 0
+        error = capsys.readouterr().err
+        assert words in " ".join(error.split()) and "Traceback" not in error
 
 
 @pytest.mark.slow
@@ -366,6 +444,18 @@ def test_a_sparse_network_learns_to_say_what_the_dense_one_says(parts, tmp_path:
     networks, bank = parts
     dense = networks.teacher
     sparse = WanTransformer(replace(dense.config, attention_type="sla", sla_topk=0.25, sla_block_q=8, sla_block_k=8))
+    seen = {}
+    hook = dense.register_forward_pre_hook(lambda _, args: seen.update(x=args[0], t=args[1]))
+    bank.advance(0)
+    sla.make_loss(dense, sparse, networks.text, bank, sla.SLARecipe(batch=2, compile=False))(0)
+    hook.remove()
+    rng = step_generator(12, 0, 0)
+    x0 = bank.batch(rng, 2, drop=0.1).latent_BCTHW.float()
+    generator = torch_generator(rng, torch.device("cpu"))
+    noise, t_B = torch.randn(x0.shape, generator=generator), (1.5 + 1.6 * torch.randn(2, generator=generator)).sigmoid()
+    torch.testing.assert_close(seen["x"], x0 + over(t_B) * (noise - x0))
+    torch.testing.assert_close(seen["t"], 1000 * t_B)
+    bank.end = 0
     still = Schedule(lr=0.0, steps=1)
     sla.train_sla(dense, sparse, networks.text, bank, sla.SLARecipe(batch=2, compile=False), still, tmp_path / "still")
     assert all(torch.equal(sparse.state_dict()[name], x) for name, x in dense.state_dict().items())

@@ -63,6 +63,28 @@ def test_ema_follows_the_power_function(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.ema[0].double(), average, rtol=1e-5, atol=1e-7)
 
 
+def test_modules_that_take_turns_have_steps_rates_and_one_ema(tmp_path: Path) -> None:
+    """Two numbers that follow their own gradient: who moves, how far, and what is averaged."""
+    first, second = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    for part in (first, second):
+        nn.init.zeros_(part.weight)
+    schedule = Schedule(lr=0.5, steps=6, warmup=0, decay=0.0, betas=(0.0, 0.999), weight_decay=0.0, log_every=1)
+    modules = nn.ModuleDict({"first": first, "second": second})
+    turn = ["first", "second", "second", "first", "second", "first"].__getitem__
+    trainer = Trainer(modules, schedule, tmp_path, turn=turn, rates={"second": 0.1})
+    trainer.fit(lambda step: {"loss": -modules[turn(step)].weight.sum()})
+    assert first.weight.item() == pytest.approx(1.5, rel=1e-3)  # three of Adam's steps of 0.5
+    assert second.weight.item() == pytest.approx(0.15, rel=1e-3)  # three of 0.05
+    average = 0.0
+    for n in (1, 2, 3):
+        beta = (1 - 1 / n) ** (trainer.gamma + 1)
+        average = beta * average + (1 - beta) * 0.5 * n
+    assert trainer.ema_state().keys() == {"first.weight"}
+    assert trainer.ema_state()["first.weight"].item() == pytest.approx(average, rel=1e-3)
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["loss.first"] == pytest.approx(-1, abs=0.01) and last["loss.second"] == pytest.approx(-0.1, abs=0.01)
+
+
 def test_training_learns_and_logs(tmp_path: Path) -> None:
     trainer, loss = make(tmp_path, 200)
     assert trainer.fit(loss)

@@ -9,7 +9,7 @@ uses N GPUs. What each took on which GPU stands in docs/training.md. PyTorch is 
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
@@ -155,47 +155,49 @@ def train_rcm(
     run: Run = Path("runs/rcm"),
     teacher: Teacher = "demo",
     atlas: Atlas = DEFAULT_ATLAS,
-    steps: Steps = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all, of both networks.")] = 5000,
     minutes: Minutes = None,
     lr: Annotated[float, typer.Option(help="The student's learning rate; over the last 30% it falls to zero.")] = 1e-4,
     batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
     clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
     fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
     guidance: Annotated[float | None, typer.Option(help="Of the teacher; its own by default.")] = None,
-    consistency: Annotated[str, typer.Option(help="continuous, or discrete without a derivative in time.")] = (
-        "continuous"
-    ),
+    consistency: Annotated[
+        Literal["continuous", "discrete"], typer.Option(help="discrete: without a derivative in time.")
+    ] = "continuous",
     warmup: Annotated[int, typer.Option(help="Steps in which the consistency loss grows, alone.")] = 1000,
-    compile: Compile = True,
+    compile: Annotated[bool, typer.Option(help="torch.compile the networks: a minute or two at first.")] = True,
 ) -> None:
     """Distil a model to 1 to 4 steps without guidance; writes rcm.safetensors (EMA) and a sheet of four steps."""
+    from turbodiffusion.errors import RequestError
     from turbodiffusion.training import rcm, runs
     from turbodiffusion.training.data import LatentBank
     from turbodiffusion.training.sheet import draw_sheet
     from turbodiffusion.training.trainer import Schedule, world
-    from turbodiffusion.training.variants import DemoModel
 
+    if steps <= warmup:
+        raise RequestError(f"--steps {steps} end within --warmup {warmup}, before the scores take part: give more")
     device = runs.prepare()
     rank, _ = world()
     known = runs.read_teacher(teacher, device)
-    bank = LatentBank(known.world(atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=700 + rank)
-    networks = rcm.Networks(known.another(), known.another(), known.transformer, known.text)
+    bank = LatentBank(runs.world_of(known, atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=700 + rank)
+    student, fake = (runs.another(known.transformer) for _ in range(2))
     recipe = rcm.RCMRecipe(
         batch=batch,
-        guidance=guidance or known.preset.guidance or 1.0,
+        guidance=(known.preset.guidance or 1.0) if guidance is None else guidance,
         consistency=consistency,
         warmup=warmup,
         compile=compile,
     )
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999))
+    networks = rcm.Networks(student, fake, known.transformer, known.text)
     trainer = rcm.train_rcm(networks, bank, recipe, schedule, run)
     if rank == 0:
-        student = {name.removeprefix("student."): x for name, x in trainer.ema_state().items() if "student." in name}
-        runs.write_weights(run / "rcm.safetensors", student)
-        shown = known.another().requires_grad_(False)
-        shown.load_state_dict(student)
-        preset = known.distilled(recipe.sigma_max)
-        draw_sheet(DemoModel(preset, shown, known.text, known.vae, known.tokenizer), run / f"sheet-{trainer.step}.png")
+        student.load_state_dict({key.removeprefix("student."): x for key, x in trainer.ema_state().items()})
+        about = {"teacher": runs.digest(known.transformer), "sigma_max": str(recipe.sigma_max)}
+        runs.write_weights(run / "rcm.safetensors", student.state_dict(), about)
+        few = replace(known, preset=runs.distilled(known.preset, recipe.sigma_max), transformer=student)
+        draw_sheet(few, run / f"sheet-{trainer.step}.png")
 
 
 @app.command("sla")
@@ -210,7 +212,7 @@ def train_sla(
     clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
     fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
     topk: Annotated[float, typer.Option(help="Share of the key blocks that are attended to exactly.")] = 0.1,
-    compile: Compile = False,
+    compile: Annotated[bool, typer.Option(help="torch.compile the loss: a minute or two at first.")] = False,
 ) -> None:
     """Fine-tune a model for sparse-linear attention against its own dense self; writes sla.safetensors (EMA)."""
     from turbodiffusion.training import runs, sla
@@ -220,15 +222,15 @@ def train_sla(
     device = runs.prepare()
     rank, _ = world()
     known = runs.read_teacher(teacher, device)
-    bank = LatentBank(known.world(atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=800 + rank)
+    bank = LatentBank(runs.world_of(known, atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=800 + rank)
+    sparse = runs.another(known.transformer, attention_type="sla", sla_topk=topk)
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
     recipe = sla.SLARecipe(batch=batch, compile=compile)
-    sparse = known.another(attention_type="sla", sla_topk=topk)
-    trainer = sla.train_sla(
-        known.transformer, sparse, known.text, bank, recipe, Schedule(lr=lr, steps=steps, minutes=minutes), run
-    )
+    trainer = sla.train_sla(known.transformer, sparse, known.text, bank, recipe, schedule, run)
     if rank == 0:
-        tuned = {name.removeprefix("transformer."): x for name, x in trainer.ema_state().items()}
-        runs.write_weights(run / "sla.safetensors", tuned)
+        sparse.load_state_dict({key.removeprefix("transformer."): x for key, x in trainer.ema_state().items()})
+        about = {"teacher": runs.digest(known.transformer), "sla_topk": str(topk)}
+        runs.write_weights(run / "sla.safetensors", sparse.state_dict(), about)
 
 
 @app.command("merge")
@@ -241,22 +243,27 @@ def merge(
         Path | None, typer.Option(help="Weights for sparse attention, from `train sla`.", show_default=False)
     ] = None,
     teacher: Teacher = "demo",
-    topk: Annotated[float, typer.Option(help="Share of the key blocks, with --sla.")] = 0.1,
 ) -> None:
     """Make a model folder of a distilled student, with sparse attention's fine-tuning added if given."""
     import torch
 
     from turbodiffusion.checkpoint.merge import merge as add_change
+    from turbodiffusion.errors import CheckpointError
     from turbodiffusion.training import runs
-    from turbodiffusion.training.rcm import RCMRecipe
 
     known = runs.read_teacher(teacher, torch.device("cpu"))
-    student = runs.read_weights(rcm)
-    attention: dict[str, Any] = {}
+    weights = {path: runs.read_weights(path) for path in (rcm, sla) if path is not None}
+    about = {path: runs.read_about(path) for path in weights}
+    for path, field in ((rcm, "sigma_max"), (sla, "sla_topk")):
+        if path is not None and field not in about[path]:
+            raise CheckpointError(f"{path} is no file of `train {'rcm' if field == 'sigma_max' else 'sla'}`")
+        if path is not None and about[path]["teacher"] != runs.digest(known.transformer):
+            raise CheckpointError(f"{path} was trained from another model than {teacher}: name that one as --teacher")
+    student, attention = weights[rcm], {}
     if sla is not None:
-        student = add_change(student, runs.read_weights(sla), known.transformer.state_dict())
-        attention = {"attention_type": "sla", "sla_topk": topk}
-    preset = known.distilled(RCMRecipe.sigma_max, **attention)
+        student = add_change(student, weights[sla], known.transformer.state_dict())
+        attention = {"attention_type": "sla", "sla_topk": float(about[sla]["sla_topk"])}
+    preset = runs.distilled(known.preset, float(about[rcm]["sigma_max"]), **attention)
     print(f"{target}: {runs.pack_distilled(target, known, preset, student) / 1e6:.1f} MB")
 
 

@@ -13,8 +13,8 @@ along the teacher's guided trajectories (its derivative in time by forward-mode 
 of two scores, the teacher's and that of the fake score, on what it makes in 1 to 4 steps. The others train the fake
 score, a flow model of what the student makes. During the tangent's warm-up the student trains alone, without scores.
 
-A loss is a sum over a sample's elements and a mean over the batch. A sample in which something is not finite counts
-nothing, and is counted.
+A loss is a sum over a sample's elements and a mean over the batch. A sample whose target is not finite, because the
+teacher, the fake score or the student's derivative is not, counts nothing, and is counted.
 """
 
 import math
@@ -29,6 +29,7 @@ from torch.autograd import forward_ad
 
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.wan import Context, WanTransformer
+from turbodiffusion.sampling import RCM_MID_ANGLES
 from turbodiffusion.training.data import LatentBank
 from turbodiffusion.training.trainer import Loss, Schedule, Trainer, step_generator, torch_generator, world
 
@@ -37,7 +38,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 TANGENT_SCALE = 0.1  # added to the length that a tangent is divided by: sCM, section 4.1
 SHIFT = 5.0  # of uniform flow times toward noise: DMD's, the fake score's and the discrete loss's
-MAX_STEPS = 4  # of the student
+MAX_STEPS = len(RCM_MID_ANGLES) + 1  # of the student
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ class RCMRecipe:
     def turn(self, step: int) -> str:
         """Which network a step trains."""
         return "student" if step < self.warmup or (step - self.warmup) % self.student_every == 0 else "fake"
+
+    def rollout_steps(self, step: int) -> int:
+        """In how many steps the student makes samples: 1, 2, 3, 4 and again, in the turns of each network."""
+        since = step - self.warmup
+        students = since // self.student_every
+        return 1 + (students if self.turn(step) == "student" else since - students - 1) % MAX_STEPS
 
 
 class Losses(NamedTuple):
@@ -280,8 +287,7 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
         values = {"consistency": consistency.loss_B.mean(), "broken": consistency.broken_B.float().mean()}
         loss = recipe.consistency_weight * values["consistency"]
         if step >= recipe.warmup and recipe.dmd_weight:
-            turns = (step - recipe.warmup) // recipe.student_every
-            made = at.made(student, 1 + turns % MAX_STEPS)
+            made = at.made(student, recipe.rollout_steps(step))
             with torch.no_grad():
                 fake = at.field("fake")
             dmd = dmd_loss(made, fake, teacher, at.noise(), trig_times(at.uniform()))
@@ -291,15 +297,16 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
 
     def fake_loss(at: _Step, step: int) -> dict[str, Tensor]:
         with torch.no_grad():
-            made = at.made(at.field("student"), 1 + step % MAX_STEPS)
+            made = at.made(at.field("student"), recipe.rollout_steps(step))
         found = fake_score_loss(made, at.field("fake"), at.noise(), trig_times(at.uniform()))
         mean = found.loss_B.mean()
-        return {"loss": mean, "fake": mean / made[0].numel(), "broken_fake": found.broken_B.float().mean()}
+        return {"loss": mean, "mse": mean / made[0].numel(), "broken": found.broken_B.float().mean()}
 
     def loss(step: int) -> dict[str, Tensor]:
         bank.advance(step)
         device = bank.world.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        # No cache: PyTorch before 2.11 would keep weights that were cast under no_grad, and give them no gradient.
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             at = _Step(networks, bank, recipe, step, forward)
             return student_loss(at, step) if recipe.turn(step) == "student" else fake_loss(at, step)
 

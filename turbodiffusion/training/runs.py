@@ -1,15 +1,17 @@
 """What the training runs leave on disk, read back, and packed into the folder that ships as the demo model."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,8 +26,11 @@ from turbodiffusion.models.vae import WanVAE
 from turbodiffusion.models.wan import WanConfig, WanTransformer
 from turbodiffusion.ops.kernels import REFERENCE, Kernels
 from turbodiffusion.presets import MODELS, ModelPreset
+from turbodiffusion.sampling import RCM_MID_ANGLES
+from turbodiffusion.source import SAMPLING_FIELDS
 from turbodiffusion.training.data import caption_sample
 from turbodiffusion.training.trainer import start_distributed, world
+from turbodiffusion.training.variants import DemoModel
 
 VOCABULARY_CAPTIONS = 20_000
 
@@ -54,10 +59,11 @@ def atlas_subjects(atlas: Path) -> tuple[Subject, ...]:
         return named([key.removeprefix("sheet/") for key in file if key.startswith("sheet/")])
 
 
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """The tensors as bfloat16 safetensors; beside, then renamed."""
+def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """The tensors as bfloat16 safetensors, `about` in the header; beside, then renamed."""
     beside = path.with_name(f"{path.name}.part")
-    save_file({name: t.detach().to(torch.bfloat16).contiguous() for name, t in state.items()}, beside)
+    tensors = {name: t.detach().to(torch.bfloat16).contiguous() for name, t in state.items()}
+    save_file(tensors, beside, dict(about or {}))
     os.replace(beside, path)
 
 
@@ -66,6 +72,12 @@ def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     if not path.exists():
         raise CheckpointError(f"there are no trained weights at {path}: run the command that writes them first")
     return {f"{prefix}{name}": t.float() for name, t in load_file(path).items()}
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What `write_weights` was told about the tensors."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
@@ -97,49 +109,49 @@ def read_flow(
     return parts["transformer"], parts["text"]  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A model's parts in float32, frozen, with dense attention: what is made faster by training."""
+def another(network: WanTransformer, **changes: Any) -> WanTransformer:
+    """A network beside this one, with other fields of WanConfig; its weights are not set."""
+    return WanTransformer(replace(network.config, **changes), device=network.head.head.weight.device)
 
-    preset: ModelPreset
-    transformer: WanTransformer
-    text: TextEncoder
-    vae: WanVAE
-    tokenizer: Tokenizer
 
-    def another(self, **changes: Any) -> WanTransformer:
-        """A network with other fields of WanConfig, its weights not set."""
-        config = replace(self.transformer.config, **changes)
-        return WanTransformer(config, device=self.transformer.head.head.weight.device)
-
-    def world(self, atlas: Path) -> World:
-        """The demo world at the model's size. Raises RequestError for subjects that the model was not trained on."""
-        known = self.preset.subjects
-        unknown = sorted({subject.name for subject in atlas_subjects(atlas)} - set(known))
-        if unknown and known:
-            raise RequestError(
-                f"{atlas} has subjects that the model was not trained on, as {unknown[0]}: bake another world with "
-                f"--subjects {','.join(known)}"
-            )
-        size = (self.preset.height, self.preset.width)
-        device = self.transformer.head.head.weight.device
-        return World(atlas, device, size=size, frames=self.preset.num_frames)
-
-    def distilled(self, sigma_max: float, **attention: Any) -> ModelPreset:
-        """The model's preset with a student's sampler, and the kind of attention that it was tuned for."""
-        return replace(
-            self.preset,
-            transformer=replace(self.preset.transformer, **attention),
-            sampler="rcm",
-            num_steps=4,
-            sigma_max=sigma_max,
-            shift=None,
-            guidance=None,
+def world_of(model: DemoModel, atlas: Path) -> World:
+    """The demo world at the model's size. Raises RequestError for subjects that the model was not trained on."""
+    preset = model.preset
+    unknown = sorted({subject.name for subject in atlas_subjects(atlas)} - set(preset.subjects))
+    if unknown and preset.subjects:
+        raise RequestError(
+            f"{atlas} has subjects that the model was not trained on, as {unknown[0]}: bake another world with "
+            f"--subjects {','.join(preset.subjects)}"
         )
+    return World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
 
 
-def read_teacher(model: str, device: torch.device) -> Teacher:
-    """The demo model or a folder of its kind. Raises RequestError for a model that is distilled, or of two experts."""
+def distilled(teacher: ModelPreset, sigma_max: float, **attention: Any) -> ModelPreset:
+    """The teacher's preset with a student's sampler, and the kind of attention that it was tuned for."""
+    return replace(
+        teacher,
+        transformer=replace(teacher.transformer, **attention),
+        sampler="rcm",
+        num_steps=len(RCM_MID_ANGLES) + 1,
+        sigma_max=sigma_max,
+        shift=None,
+        guidance=None,
+    )
+
+
+def digest(network: nn.Module) -> str:
+    """Of the weights, to tell whether two trainings began from the same."""
+    found = hashlib.sha256()
+    for name, x in sorted(network.state_dict().items()):
+        found.update(name.encode() + x.float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def read_teacher(model: str, device: torch.device) -> DemoModel:
+    """The demo model or a folder of its kind, in float32, frozen, with dense attention: what training makes faster.
+
+    Raises RequestError for a model that is distilled, or of two experts.
+    """
     origin = source.identify(model)
     preset, paths = origin.preset, source.files(origin)
     if preset.sampler != "flow" or preset.experts != 1 or preset.task != "t2v":
@@ -154,7 +166,7 @@ def read_teacher(model: str, device: torch.device) -> Teacher:
     load_vae(vae, paths["vae"], device=device)
     for module in (transformer, text, vae):
         module.eval().requires_grad_(False)
-    return Teacher(preset, transformer, text, vae, Tokenizer(paths["tokenizer"], preset.text.text_len))
+    return DemoModel(preset, transformer, text, vae, Tokenizer(paths["tokenizer"], preset.text.text_len))
 
 
 def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:
@@ -179,34 +191,26 @@ def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path) -> int:
     transformer, text = read_flow(flow_run, demo.transformer, demo.text, cpu)
     preset = replace(demo, subjects=tuple(subject.name for subject in atlas_subjects(atlas)))
     tokenizer = Tokenizer(flow_run / "spiece.model", demo.text.text_len)
-    return write_model(target, Teacher(preset, transformer, text, read_vae(vae_run, cpu), tokenizer))
+    return write_model(target, DemoModel(preset, transformer, text, read_vae(vae_run, cpu), tokenizer))
 
 
-def pack_distilled(target: Path, teacher: Teacher, preset: ModelPreset, student: Mapping[str, Tensor]) -> int:
+def pack_distilled(target: Path, teacher: DemoModel, preset: ModelPreset, student: Mapping[str, Tensor]) -> int:
     """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes."""
     transformer = WanTransformer(replace(preset.transformer, kernels=REFERENCE, quant_linear="off"))
-    transformer.load_state_dict(dict(student))
+    try:
+        transformer.load_state_dict(dict(student))
+    except RuntimeError as error:
+        raise CheckpointError(f"these weights are not of a student of this teacher: {error}") from None
     return write_model(target, replace(teacher, preset=preset, transformer=transformer))
 
 
-def write_model(target: Path, model: Teacher) -> int:
-    """Write a model folder; returns its bytes.
+def write_model(target: Path, model: DemoModel) -> int:
+    """Write a model folder, whose parts are bfloat16 afterwards; returns its bytes.
 
     Large weights are stored in int8 blocks, the rest in bfloat16; they are computed with in float32 where Wan does so.
     """
     preset = model.preset
-    fields = (
-        "sampler",
-        "num_steps",
-        "resolution",
-        "aspect_ratio",
-        "num_frames",
-        "fps",
-        "sigma_max",
-        "shift",
-        "guidance",
-    )
-    sampling = {name: getattr(preset, name) for name in fields}
+    sampling = {name: getattr(preset, name) for name in SAMPLING_FIELDS}
     config: dict[str, Any] = {
         "sampling": {name: value for name, value in sampling.items() if value is not None},
         "about": {"title": preset.title, "file_name": preset.file_name, "subjects": list(preset.subjects)},

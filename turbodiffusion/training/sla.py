@@ -53,7 +53,7 @@ def make_loss(
         log_sigma = recipe.sigma_mean + recipe.sigma_std * torch.randn(len(x0), generator=generator, device=device)
         t_B = log_sigma.sigmoid()
         t = t_B[:, None, None, None, None]
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             with torch.no_grad():
                 states = text(batch.ids_BS, batch.mask_BS)
             return {"loss": losses(dense, sparse, (1 - t) * x0 + t * noise, t_B, states)}

@@ -152,8 +152,9 @@ class Trainer:
         return [optimizer for part in self.parts.values() for optimizer in part.optimizers]
 
     def ema_state(self) -> dict[str, Tensor]:
-        """EMA weights under the modules' names, buffers as they are."""
-        state = dict(self.modules.named_buffers())
+        """The weights whose EMA is kept, under the modules' names, buffers as they are."""
+        name = next(iter(self.parts))
+        state = {key: x for key, x in self.modules.named_buffers() if key.startswith(name)}
         return state | dict(zip(self.kept.names, self.ema, strict=True))
 
     def save(self) -> None:
@@ -184,7 +185,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         torch._foreach_copy_(self.ema, state["ema"])
-        for part, steps in zip(self.parts.values(), state["part_steps"], strict=True):
+        for part, steps in zip(self.parts.values(), state.get("part_steps", [state["step"]]), strict=True):
             part.steps = steps
         self.step = state["step"]
         self.schedule = replace(self.schedule, steps=self.schedule.steps or state["steps"])
@@ -215,7 +216,8 @@ class Trainer:
         return self.step == self.schedule.steps
 
     def _optimize(self, loss: Loss) -> dict[str, Tensor]:
-        part = self.parts[self.turn(self.step) if self.turn else ""]
+        name = self.turn(self.step) if self.turn else ""
+        part = self.parts[name]
         part.set_rate(self.schedule.lr_at(self.step))
         values = loss(self.step)
         values["loss"].backward()
@@ -229,7 +231,8 @@ class Trainer:
             beta = (1 - 1 / part.steps) ** (self.gamma + 1)
             torch._foreach_lerp_(self.ema, [p.detach() for p in part.params], 1 - beta)
         self.step += 1
-        return {name: value.detach() for name, value in values.items()}
+        of = f".{name}" if self.turn else ""
+        return {f"{key}{of}": value.detach() for key, value in values.items()}
 
     def _average_gradients(self, params: Sequence[Tensor]) -> None:
         """One all-reduce over all gradients; a parameter that took no part has a zero gradient."""
