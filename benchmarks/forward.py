@@ -240,7 +240,9 @@ def time_mode(name: str, mode: Mode, base: WanConfig, at: str, sizes: Sequence[s
         graphed = f"; the host needs {host:.1f} ms" if mode.kernels == REFERENCE else " around a CUDA graph"
         rows.append(Row(row, ms, "ms", "lower", target(row), f"{how}, CUDA events{graphed}"))
         peak_row = f"peak.forward.{name}.{at}.{size}.gib"
-        rows.append(Row(peak_row, peak / GIB, "GiB", "lower", None, "weights, a forward and its capture, allocated by PyTorch"))
+        rows.append(
+            Row(peak_row, peak / GIB, "GiB", "lower", None, "weights, a forward and its capture, allocated by PyTorch")
+        )
         if profiled:
             print_profile(run)
     return rows
