@@ -25,7 +25,7 @@ from itertools import pairwise
 from turbodiffusion.models.vae_layers import VAEConfig
 
 # Latent frames that may be decoded at once, the quickest to a closed mp4 first. With 4 the decoder alone is 2% faster,
-# but the last 16 frames reach the mp4's encoder together: 1.15 s from prompt to mp4 on an H200, in that run 1.10 with 2.
+# but the last 16 frames reach the mp4's encoder together: 1.15 s from prompt to mp4 on an H200, and 1.10 with 2.
 CHUNKS = (2, 1)
 TAPS = 27 * 3  # of the last convolution to three channels, whose products `ops/vae/taps.py` adds up
 
