@@ -123,9 +123,9 @@ class Part:
 class Trainer:
     """Trains `modules` in place and keeps an EMA of them, or of the first where they take turns.
 
-    turn: which of `modules` a step trains, where only one at a time is trained, each with optimizers of its own; rates:
-    a module's learning rate as a share of the schedule's. `run` is a folder: state.pt (resume), log.jsonl, TensorBoard
-    events.
+    turn: which of `modules` a step trains, where only one at a time is trained, each with optimizers of its own; a step
+    whose gradient is not finite is left out then. rates: a module's learning rate as a share of the schedule's. `run`
+    is a folder: state.pt (resume), log.jsonl, TensorBoard events.
     """
 
     def __init__(
@@ -223,11 +223,14 @@ class Trainer:
         values["loss"].backward()
         self._average_gradients(part.params)
         values["grad_norm"] = nn.utils.clip_grad_norm_(part.params, self.schedule.clip)
+        # Asking waits for the GPU, so only distillations do, whose losses may break. All ranks have the same gradient.
+        broken = self.turn is not None and not values["grad_norm"].isfinite()
         for optimizer in part.optimizers:
-            optimizer.step()
+            if not broken:
+                optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        part.steps += 1
-        if part is self.kept:
+        part.steps += not broken
+        if part is self.kept and not broken:
             beta = (1 - 1 / part.steps) ** (self.gamma + 1)
             torch._foreach_lerp_(self.ema, [p.detach() for p in part.params], 1 - beta)
         self.step += 1
