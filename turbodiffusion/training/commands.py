@@ -205,7 +205,7 @@ def train_sla(
     run: Run = Path("runs/sla"),
     teacher: Teacher = "demo",
     atlas: Atlas = DEFAULT_ATLAS,
-    steps: Steps = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 2000,
     minutes: Minutes = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 1e-4,
     batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
