@@ -121,7 +121,7 @@ def world_of(model: DemoModel, atlas: Path) -> World:
     if unknown and preset.subjects:
         raise RequestError(
             f"{atlas} has subjects that the model was not trained on, as {unknown[0]}: bake another world with "
-            f"--subjects {','.join(preset.subjects)}"
+            f"--subjects '{','.join(preset.subjects)}'"
         )
     return World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
 
