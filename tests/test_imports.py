@@ -126,15 +126,23 @@ def test_an_import_against_the_arrows_is_found(module, line):
     assert len(violations({**SOURCES, f"{PACKAGE}.{module}": line})) == 1
 
 
-def test_no_circle_of_modules():
+def circle(sources: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a ring, the first once more at the end; none if there is no such ring."""
     graph = {
-        module: {target for target in imports(module, source, SOURCES) if target in SOURCES} - FACE
-        for module, source in SOURCES.items()
+        module: {target for target in imports(module, source, sources) if target in sources} - FACE
+        for module, source in sources.items()
     }
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
+        return error.args[1]
+    return []
+
+
+def test_no_circle_of_modules():
+    assert circle(SOURCES) == []
+    back = {f"{PACKAGE}.models.vae_layers": "def f():\n    from turbodiffusion.models.vae import WanVAE"}
+    assert {f"{PACKAGE}.models.vae", f"{PACKAGE}.models.vae_layers"} <= set(circle({**SOURCES, **back}))
 
 
 def reaches(module: str, sources: Mapping[str, str]) -> set[str]:

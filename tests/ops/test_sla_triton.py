@@ -31,7 +31,7 @@ def with_gradients(op, inputs, *others):
     return out.detach(), *torch.autograd.grad(out, inputs, grad)
 
 
-def check(op, inputs, exact, share, *others):
+def assert_gradients(op, inputs, exact, share, *others):
     """In float32 the kernel equals the reference; in bfloat16 its error is at most `share` times the reference's."""
     low = tuple(x.bfloat16() for x in inputs)
     expected = with_gradients(exact, [x.float() for x in low], *others)
@@ -54,7 +54,7 @@ def test_gradients_of_the_sparse_part(tokens, head_dim, block_q, block_k, poison
     def attend(impl):
         return lambda q, k, v: sparse_attention(q, k, v, kept, impl=impl, **blocks)
 
-    check(attend("triton"), inputs, attend("reference"), OF_THE_EMULATION)
+    assert_gradients(attend("triton"), inputs, attend("reference"), OF_THE_EMULATION)
 
 
 @pytest.mark.parametrize(("tokens", "head_dim"), [(65, 128), (200, 64)])
@@ -62,7 +62,7 @@ def test_gradients_of_the_linear_part(tokens, head_dim, poisoned):
     inputs = attention_inputs(tokens, head_dim, device=DEVICE)
     # Both round phi and the state. On tensor cores dO / w is rounded too, where autograd's products are in float32:
     # at most as many roundings again, independent of each other.
-    check(lambda *x: linear_attention(*x, impl="triton"), inputs, linear_attention, 2**0.5)
+    assert_gradients(lambda *x: linear_attention(*x, impl="triton"), inputs, linear_attention, 2**0.5)
 
 
 def test_keys_that_nobody_keeps_have_no_gradient(poisoned):
