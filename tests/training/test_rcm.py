@@ -222,7 +222,8 @@ def legs(parts, tmp_path: Path, monkeypatch):
     networks, bank = parts
 
     def leg(folder: str, until: int, lr: float = 1e-3, **fields) -> dict[str, Tensor]:
-        def fit(trainer, loss) -> None:
+        def fit(trainer, loss, prepare) -> None:
+            prepare(trainer.step)
             while trainer.step < until:
                 trainer._optimize(loss)
             trainer.save()

@@ -26,6 +26,9 @@ Steps = Annotated[int | None, typer.Option(help="Optimizer steps in all; without
 Minutes = Annotated[float | None, typer.Option(help="Stop this leg after so many minutes; the run can be resumed.")]
 Start = Annotated[Path | None, typer.Option("--from", help="Begin from the weights file that an earlier run left.")]
 Compile = Annotated[bool, typer.Option(help="torch.compile the loss: a minute at first, then twice to thrice as fast.")]
+Batch = Annotated[int, typer.Option(help="Clips a step on each GPU.")]
+Clips = Annotated[int, typer.Option(help="Clips held encoded on each GPU.")]
+Fresh = Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
 RESULTS = Path("benchmarks/results/demo.json")
@@ -89,9 +92,9 @@ def train_flow(
     minutes: Minutes = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 2e-3,
     side: Annotated[int | None, typer.Option(help="Pixels of a side, for a first run on smaller clips.")] = None,
-    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
-    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
-    fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
+    batch: Batch = 64,
+    clips: Clips = 3072,
+    fresh: Fresh = 8,
     start: Start = None,
     compile: Compile = True,
 ) -> None:
@@ -158,9 +161,9 @@ def train_rcm(
     steps: Annotated[int, typer.Option(help="Optimizer steps in all, of both networks.")] = 5000,
     minutes: Minutes = None,
     lr: Annotated[float, typer.Option(help="The student's learning rate; over the last 30% it falls to zero.")] = 1e-4,
-    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
-    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
-    fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
+    batch: Batch = 64,
+    clips: Clips = 3072,
+    fresh: Fresh = 8,
     guidance: Annotated[float | None, typer.Option(help="Of the teacher; its own by default.")] = None,
     consistency: Annotated[
         Literal["continuous", "discrete"], typer.Option(help="discrete: without a derivative in time.")
@@ -171,16 +174,13 @@ def train_rcm(
     """Distil a model to 1 to 4 steps without guidance; writes rcm.safetensors (EMA) and a sheet of four steps."""
     from turbodiffusion.errors import RequestError
     from turbodiffusion.training import rcm, runs
-    from turbodiffusion.training.data import LatentBank
     from turbodiffusion.training.sheet import draw_sheet
-    from turbodiffusion.training.trainer import Schedule, world
+    from turbodiffusion.training.trainer import Schedule
 
     if steps <= warmup:
         raise RequestError(f"--steps {steps} end within --warmup {warmup}, before the scores take part: give more")
-    device = runs.prepare()
-    rank, _ = world()
-    known = runs.read_teacher(teacher, device)
-    bank = LatentBank(runs.world_of(known, atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=700 + rank)
+    known = runs.read_teacher(teacher, runs.prepare())
+    bank = runs.bank_of(known, atlas, size=clips, fresh=fresh, seed=700)
     student, fake = (runs.another(known.transformer) for _ in range(2))
     recipe = rcm.RCMRecipe(
         batch=batch,
@@ -192,8 +192,8 @@ def train_rcm(
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999))
     networks = rcm.Networks(student, fake, known.transformer, known.text)
     trainer = rcm.train_rcm(networks, bank, recipe, schedule, run)
-    if rank == 0:
-        student.load_state_dict({key.removeprefix("student."): x for key, x in trainer.ema_state().items()})
+    if trainer.rank == 0:
+        student.load_state_dict(trainer.average("student"))
         about = {"teacher": runs.digest(known.transformer), "sigma_max": str(recipe.sigma_max)}
         runs.write_weights(run / "rcm.safetensors", student.state_dict(), about)
         few = replace(known, preset=runs.distilled(known.preset, recipe.sigma_max), transformer=student)
@@ -208,27 +208,24 @@ def train_sla(
     steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 2000,
     minutes: Minutes = None,
     lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 1e-4,
-    batch: Annotated[int, typer.Option(help="Clips a step on each GPU.")] = 64,
-    clips: Annotated[int, typer.Option(help="Clips held encoded on each GPU.")] = 3072,
-    fresh: Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")] = 8,
+    batch: Batch = 64,
+    clips: Clips = 3072,
+    fresh: Fresh = 8,
     topk: Annotated[float, typer.Option(help="Share of the key blocks that are attended to exactly.")] = 0.1,
     compile: Annotated[bool, typer.Option(help="torch.compile the loss: a minute or two at first.")] = False,
 ) -> None:
     """Fine-tune a model for sparse-linear attention against its own dense self; writes sla.safetensors (EMA)."""
     from turbodiffusion.training import runs, sla
-    from turbodiffusion.training.data import LatentBank
-    from turbodiffusion.training.trainer import Schedule, world
+    from turbodiffusion.training.trainer import Schedule
 
-    device = runs.prepare()
-    rank, _ = world()
-    known = runs.read_teacher(teacher, device)
-    bank = LatentBank(runs.world_of(known, atlas), known.vae, known.tokenizer, size=clips, fresh=fresh, seed=800 + rank)
+    known = runs.read_teacher(teacher, runs.prepare())
+    bank = runs.bank_of(known, atlas, size=clips, fresh=fresh, seed=800)
     sparse = runs.another(known.transformer, attention_type="sla", sla_topk=topk)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
     recipe = sla.SLARecipe(batch=batch, compile=compile)
     trainer = sla.train_sla(known.transformer, sparse, known.text, bank, recipe, schedule, run)
-    if rank == 0:
-        sparse.load_state_dict({key.removeprefix("transformer."): x for key, x in trainer.ema_state().items()})
+    if trainer.rank == 0:
+        sparse.load_state_dict(trainer.average("transformer"))
         about = {"teacher": runs.digest(known.transformer), "sla_topk": str(topk)}
         runs.write_weights(run / "sla.safetensors", sparse.state_dict(), about)
 

@@ -107,7 +107,5 @@ def train_flow(
     trainer = Trainer(nn.ModuleDict({"transformer": transformer, "text": text}), schedule, run)
     if not trainer.resume() and start is not None:
         trainer.warm_start(trainer.modules.state_dict() | start)
-    if trainer.step != trainer.schedule.steps:
-        bank.advance(trainer.step)  # now: the leg's minutes are those of its steps
-    trainer.fit(make_loss(transformer, text, bank, recipe), sheet)
+    trainer.fit(make_loss(transformer, text, bank, recipe), sheet, prepare=bank.advance)
     return trainer

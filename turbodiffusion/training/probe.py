@@ -414,9 +414,8 @@ def train_probe(
     trainer = Trainer(nn.ModuleDict({"probe": probe}), schedule, run)
     trainer.resume()
     bank = ProbeBank(world, config, recipe, vae, recipe.seed + 1000 * trainer.rank)
-    bank.advance(trainer.step)  # now: the leg's minutes are those of its steps
     probe.train()
-    trainer.fit(make_loss(probe, bank, recipe))
+    trainer.fit(make_loss(probe, bank, recipe), prepare=bank.advance)
     probe.eval().requires_grad_(False)
     _, features = probe.read_views(bank.view[: min(bank.end, recipe.size, CALIBRATION)])
     probe.feature_mean += features.mean(0).to(world.device) * probe.feature_std

@@ -323,7 +323,5 @@ def train_rcm(networks: Networks, bank: LatentBank, recipe: RCMRecipe, schedule:
     modules = nn.ModuleDict({"student": networks.student, "fake": networks.fake})
     trainer = Trainer(modules, schedule, run, turn=recipe.turn, rates={"fake": recipe.fake_rate})
     trainer.resume()
-    if trainer.step != trainer.schedule.steps:
-        bank.advance(trainer.step)
-    trainer.fit(make_loss(networks, bank, recipe))
+    trainer.fit(make_loss(networks, bank, recipe), prepare=bank.advance)
     return trainer

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from turbodiffusion import source
 from turbodiffusion.checkpoint.folder import config_from, save_folder
-from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
 from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
@@ -28,9 +27,9 @@ from turbodiffusion.ops.kernels import REFERENCE, Kernels
 from turbodiffusion.presets import MODELS, ModelPreset
 from turbodiffusion.sampling import RCM_MID_ANGLES
 from turbodiffusion.source import SAMPLING_FIELDS
-from turbodiffusion.training.data import caption_sample
+from turbodiffusion.training.data import LatentBank, caption_sample
 from turbodiffusion.training.trainer import start_distributed, world
-from turbodiffusion.training.variants import DemoModel
+from turbodiffusion.training.variants import DemoModel, read_model
 
 VOCABULARY_CAPTIONS = 20_000
 
@@ -114,8 +113,11 @@ def another(network: WanTransformer, **changes: Any) -> WanTransformer:
     return WanTransformer(replace(network.config, **changes), device=network.head.head.weight.device)
 
 
-def world_of(model: DemoModel, atlas: Path) -> World:
-    """The demo world at the model's size. Raises RequestError for subjects that the model was not trained on."""
+def bank_of(model: DemoModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
+    """Clips of the demo world at the model's size; `seed` is the first rank's, each has clips of its own.
+
+    Raises RequestError for subjects that the model was not trained on.
+    """
     preset = model.preset
     unknown = sorted({subject.name for subject in atlas_subjects(atlas)} - set(preset.subjects))
     if unknown and preset.subjects:
@@ -123,7 +125,8 @@ def world_of(model: DemoModel, atlas: Path) -> World:
             f"{atlas} has subjects that the model was not trained on, as {unknown[0]}: bake another world with "
             f"--subjects '{','.join(preset.subjects)}'"
         )
-    return World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
+    scenes = World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
+    return LatentBank(scenes, model.vae, model.tokenizer, size=size, fresh=fresh, seed=seed + world()[0])
 
 
 def distilled(teacher: ModelPreset, sigma_max: float, **attention: Any) -> ModelPreset:
@@ -159,14 +162,7 @@ def read_teacher(model: str, device: torch.device) -> DemoModel:
     # Dense attention by cuDNN on a GPU, and its derivative by a kernel; nothing in 8 bits, which has no gradient.
     kernels = Kernels(attention="triton" if device.type == "cuda" else "reference")
     config = replace(preset.transformer, attention_type="original", quant_linear="off", kernels=kernels)
-    transformer = WanTransformer(config, device=device)
-    text, vae = TextEncoder(preset.text, device=device), WanVAE(preset.vae, device=device)
-    load_transformer(transformer, paths["transformer"], device=device)
-    load_text(text, paths["text"], device=device)
-    load_vae(vae, paths["vae"], device=device)
-    for module in (transformer, text, vae):
-        module.eval().requires_grad_(False)
-    return DemoModel(preset, transformer, text, vae, Tokenizer(paths["tokenizer"], preset.text.text_len))
+    return read_model(preset, config, paths, device, torch.float32)
 
 
 def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:

@@ -77,7 +77,5 @@ def train_sla(
         module.eval().requires_grad_(False)
     trainer = Trainer(nn.ModuleDict({"transformer": sparse}), schedule, run)
     trainer.resume()
-    if trainer.step != trainer.schedule.steps:
-        bank.advance(trainer.step)
-    trainer.fit(make_loss(dense, sparse, text, bank, recipe))
+    trainer.fit(make_loss(dense, sparse, text, bank, recipe), prepare=bank.advance)
     return trainer

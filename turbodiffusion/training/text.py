@@ -38,8 +38,7 @@ def train_text(
     trainer = Trainer(nn.ModuleDict({"text": text, "heads": heads.to(device)}), schedule, run)
     trainer.resume()
     trainer.fit(make_loss(text, heads, subjects, tokenizer, batch, device))
-    average = {name.removeprefix("text."): value for name, value in trainer.ema_state().items()}
-    text.load_state_dict({name: value for name, value in average.items() if not name.startswith("heads.")})
+    text.load_state_dict(trainer.average("text"))
     return text
 
 

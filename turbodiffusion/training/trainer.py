@@ -157,6 +157,11 @@ class Trainer:
         state = {key: x for key, x in self.modules.named_buffers() if key.startswith(name)}
         return state | dict(zip(self.kept.names, self.ema, strict=True))
 
+    def average(self, name: str) -> dict[str, Tensor]:
+        """`ema_state` of one of the modules, under its own names."""
+        of = f"{name}."
+        return {key.removeprefix(of): x for key, x in self.ema_state().items() if key.startswith(of)}
+
     def save(self) -> None:
         """Write the resume state; beside, then renamed, so that a kill leaves the older one whole."""
         if self.rank == 0:
@@ -196,10 +201,15 @@ class Trainer:
         self.modules.load_state_dict(state)
         torch._foreach_copy_(self.ema, [p.detach() for p in self.kept.params])
 
-    def fit(self, loss: Loss, sheet: Sheet | None = None) -> bool:
-        """Train to the end of the schedule or of this leg's minutes; True when the schedule is finished."""
+    def fit(self, loss: Loss, sheet: Sheet | None = None, *, prepare: Callable[[int], None] | None = None) -> bool:
+        """Train to the end of the schedule or of this leg's minutes; True when the schedule is finished.
+
+        prepare(step) makes what the first step needs, if there is one: the leg's minutes are those of its steps.
+        """
         if self.schedule.steps is None and self.schedule.minutes is None:
             raise ValueError("a schedule needs steps, minutes, or both")
+        if prepare is not None and self.step != self.schedule.steps:
+            prepare(self.step)
         log, clock = Log(self.run, self.rank), Clock(self)
         values: dict[str, Tensor] = {}  # the newest of each name: modules that take turns have others
         while self.schedule.steps is None or self.step < self.schedule.steps:

@@ -112,7 +112,7 @@ def train_vae(
     bank = ClipBank(scenes, size=recipe.clips, seed=recipe.seed + 1000 * trainer.rank)
     trainer.fit(make_loss(vae, bank, recipe))
     average = WanVAE(config, device=scenes.device)
-    average.load_state_dict({name.removeprefix("vae."): value for name, value in trainer.ema_state().items()})
+    average.load_state_dict(trainer.average("vae"))
     told = {"last": (vae, measure(vae, scenes)), "EMA": (average, measure(average, scenes))}
     name, (best, (quality, mean_C, std_C)) = max(told.items(), key=lambda item: item[1][1][0])
     best.config = replace(config, latents_mean=tuple(mean_C.tolist()), latents_std=tuple(std_C.tolist()))

@@ -4,8 +4,9 @@ A pipeline makes one video at a time; thousands of small ones want a batch a ste
 pipeline's own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from turbodiffusion.errors import RequestError
 from turbodiffusion.kinds import choose_dtype, choose_kernels, fitting
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae import WanVAE
-from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.models.wan import WanConfig, WanTransformer
 from turbodiffusion.ops.kernels import REFERENCE
 from turbodiffusion.presets import ModelPreset
 from turbodiffusion.sampling import State, flow_times, noise, rcm_times, sample_flow, sample_rcm
@@ -106,24 +107,42 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
         raise RequestError(f"variant {variant.name!r}: kernels={variant.kernels} and --compile exclude each other")
     dtype = choose_dtype("auto", device)
     kernels = choose_kernels("reference" if compile else variant.kernels or "auto", device, dtype)
-    paths = source.files(origin)
-    transformer = WanTransformer(replace(config, kernels=fitting(kernels, config, device)), device="meta", dtype=dtype)
     trained_sparse = origin.preset.transformer.attention_type in ("sla", "sagesla")
-    load_transformer(
-        transformer, paths["transformer"], device=device, allow_missing=() if trained_sparse else ("proj_l",)
+    model = read_model(
+        preset,
+        replace(config, kernels=fitting(kernels, config, device)),
+        source.files(origin),
+        device,
+        dtype,
+        vae_impl=kernels.vae,
+        allow_missing=() if trained_sparse else ("proj_l",),
     )
-    text, vae = (
-        TextEncoder(preset.text, device="meta", dtype=dtype),
-        WanVAE(preset.vae, device="meta", dtype=dtype, impl=kernels.vae),
-    )
+    if kernels != REFERENCE:
+        model.transformer.prepare()
+    if compile:
+        model.transformer.forward = torch.compile(model.transformer.forward)  # type: ignore[method-assign]
+    return model
+
+
+def read_model(
+    preset: ModelPreset,
+    config: WanConfig,
+    paths: Mapping[str, Path],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    vae_impl: str = "reference",
+    allow_missing: Sequence[str] = (),
+) -> DemoModel:
+    """The files at `paths` in networks of these kinds, frozen. allow_missing: as `load_transformer`."""
+    transformer = WanTransformer(config, device="meta", dtype=dtype)
+    load_transformer(transformer, paths["transformer"], device=device, allow_missing=allow_missing)
+    text = TextEncoder(preset.text, device="meta", dtype=dtype)
     load_text(text, paths["text"], device=device)
+    vae = WanVAE(preset.vae, device="meta", dtype=dtype, impl=vae_impl)
     load_vae(vae, paths["vae"], device=device)
     for module in (transformer, text, vae):
         module.eval().requires_grad_(False)
-    if kernels != REFERENCE:
-        transformer.prepare()
-    if compile:
-        transformer.forward = torch.compile(transformer.forward)  # type: ignore[method-assign]
     return DemoModel(preset, transformer, text, vae, Tokenizer(paths["tokenizer"], preset.text.text_len))
 
 
