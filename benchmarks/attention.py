@@ -25,18 +25,19 @@ from triton.testing import do_bench, do_bench_cudagraph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion.doctor import gpu_is_lost
-from turbodiffusion.ops.attention import sla, sla_triton
-from turbodiffusion.ops.attention.block_map_triton import choose_blocks
+from turbodiffusion.evaluation.result_file import Row, write_results
+from turbodiffusion.evaluation.result_file import target as target_of
+from turbodiffusion.inference.doctor import gpu_is_lost
+from turbodiffusion.ops.attention import sla
 from turbodiffusion.ops.attention.dense import attention_tangent, dense_attention
-from turbodiffusion.ops.attention.linear_triton import KeyState, key_state, linear_forward
-from turbodiffusion.ops.attention.quantize_triton import KEY_ORDER, Packed, pack, query_pass
+from turbodiffusion.ops.attention.kernels import sla as sla_triton
+from turbodiffusion.ops.attention.kernels.block_map import choose_blocks
+from turbodiffusion.ops.attention.kernels.linear import KeyState, key_state, linear_forward
+from turbodiffusion.ops.attention.kernels.quantize import KEY_ORDER, Packed, pack, query_pass
+from turbodiffusion.ops.attention.kernels.sage import attend_packed
+from turbodiffusion.ops.attention.kernels.sparse import Launch, fastest_launch, sparse_forward
 from turbodiffusion.ops.attention.sage import quantize
-from turbodiffusion.ops.attention.sage_triton import attend_packed
-from turbodiffusion.ops.attention.sparse_triton import Launch, fastest_launch, sparse_forward
 from turbodiffusion.ops.cases import BOUNDS, HEAD_DIM, RAGGED, Case, attention_cases, errors, poisoned
-from turbodiffusion.results import Row, write_results
-from turbodiffusion.results import target as target_of
 
 SIZES = {"480p": (32760, 12), "720p": (75600, 40)}  # tokens and heads: 1.3B at 832x480, 14B at 1280x720
 TOPK = 0.1

@@ -25,14 +25,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from turbodiffusion.ops import gpu_triton
-from turbodiffusion.ops.attention import sla_triton
-from turbodiffusion.ops.attention.tangent_triton import attention_tangent
-from turbodiffusion.ops.linear import gemm_triton
-from turbodiffusion.ops.linear.quantize_triton import quantize_blocks, quantize_rows
-from turbodiffusion.ops.norm.gate_triton import add_gated
-from turbodiffusion.ops.norm.qk_rope_triton import norm_rope
-from turbodiffusion.ops.norm.row_norm_triton import row_norm
+from turbodiffusion.ops.attention.kernels import sla as sla_triton
+from turbodiffusion.ops.attention.kernels.tangent import attention_tangent
+from turbodiffusion.ops.kernels import gpu
+from turbodiffusion.ops.linear.kernels import gemm as gemm_triton
+from turbodiffusion.ops.linear.kernels.quantize import quantize_blocks, quantize_rows
+from turbodiffusion.ops.norm.kernels.gate import add_gated
+from turbodiffusion.ops.norm.kernels.qk_rope import norm_rope
+from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 from turbodiffusion.ops.rounding import FP8
 
 # Compute capability: bytes of shared memory that a program can have.
@@ -130,9 +130,9 @@ def main() -> int:
     JITFunction.run = lambda *args, **kwargs: compiled.append(run(*args, **{**kwargs, "warmup": True}))
     for target in map(int, chosen.targets.split(",")):
         driver.set_active(Absent(target))
-        gpu_triton.capability = lambda _, target=target: divmod(target, 10)
-        gpu_triton.shared_memory = lambda _, target=target: TARGETS[target]
-        gpu_triton.multiprocessors = lambda _: 100
+        gpu.capability = lambda _, target=target: divmod(target, 10)
+        gpu.shared_memory = lambda _, target=target: TARGETS[target]
+        gpu.multiprocessors = lambda _: 100
         formats = (torch.int8, FP8) if target >= 89 else (torch.int8,)
         for width, hidden, heads in ((1536, 8960, 12), (5120, 13824, 40)):
             for name, call in calls(width, hidden, heads, formats):

@@ -35,17 +35,18 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion import memory
 from turbodiffusion.checkpoint.folder import Stored, in_blocks, read_folder, write_folder
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
-from turbodiffusion.pipeline import Pipeline
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
+from turbodiffusion.evaluation.result_file import Row, read_results, target, write_results
+from turbodiffusion.inference.model_source import DEMO_FOLDER
+from turbodiffusion.inference.pipeline import Pipeline
+from turbodiffusion.media.video import read_frames
+from turbodiffusion.memory import plan as memory
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.presets import MODELS
 from turbodiffusion.request import Request
-from turbodiffusion.results import Row, read_results, target, write_results
-from turbodiffusion.source import DEMO_FOLDER
-from turbodiffusion.video import read_frames
 
 ROOT = Path(__file__).parents[1]
 MODEL = "1_3b.480p"
@@ -53,7 +54,7 @@ PEAK = f"peak.{MODEL}.gib"
 SIZE = (81, 480, 832, 3)
 CLOSE = 1.0  # level of 255, on average, between two ways to the same video: rounding of a bfloat16 VAE
 TEXT_LAYERS = {"full": TextConfig().num_layers, "small": 2}
-STARTS = {"import": "import turbodiffusion.pipeline", "cuda": "import torch; torch.zeros(1, device='cuda')"}
+STARTS = {"import": "import turbodiffusion.inference.pipeline", "cuda": "import torch; torch.zeros(1, device='cuda')"}
 PROMPT = (
     "Number {}: an orange cat in a yellow raincoat runs along a pier at dusk while waves break on the stones below, "
     "the camera follows it from the side, lamps light up one after the other, and far away a lighthouse turns."

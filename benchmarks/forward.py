@@ -29,16 +29,16 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion import source
 from turbodiffusion.checkpoint.load import load_transformer
-from turbodiffusion.models.graphs import Graphs
-from turbodiffusion.models.wan import Context, WanConfig, WanTransformer
+from turbodiffusion.config import REFERENCE, TRITON, Kernels, WanConfig
+from turbodiffusion.evaluation.result_file import Row, target, write_results
+from turbodiffusion.inference import model_source as source
+from turbodiffusion.models.cuda_graphs import Graphs
+from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.cases import OF_THE_EMULATION
 from turbodiffusion.ops.cases import error as relative_l2
-from turbodiffusion.ops.kernels import REFERENCE, TRITON, Kernels
 from turbodiffusion.presets import MODELS
-from turbodiffusion.results import Row, target, write_results
 
 PRESETS = {"1_3b": "wan2.1-t2v-1.3b", "14b": "wan2.1-t2v-14b"}
 LATENTS = {"480p": (21, 60, 104), "720p": (21, 90, 160)}  # 81 frames of 832x480 and of 1280x720: 32760, 75600 tokens

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import turbodiffusion as td
-from turbodiffusion.training.sheet import PROMPTS
+from turbodiffusion.training.sample_grid import PROMPTS
 
 COLUMNS, SIDE, SHOWN = 4, 160, 7  # of the animation; pixels of a picture; frames of a row of the sheet
 FRAME_MS = 125  # every second frame of 16 a second

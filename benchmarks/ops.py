@@ -19,7 +19,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion import doctor
+from turbodiffusion.evaluation.result_file import Row, write_results
+from turbodiffusion.inference import doctor
 from turbodiffusion.ops.cases import (
     MODELS,
     RAGGED,
@@ -33,7 +34,6 @@ from turbodiffusion.ops.cases import (
 )
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import int8_row_linear, quantize_int8_block, quantize_int8_row
-from turbodiffusion.results import Row, write_results
 
 DEVICE = torch.device("cuda")
 LINEARS = {
@@ -111,7 +111,7 @@ def scaled_mm(x: Tensor, scale: Tensor, weight: Tensor, w_scale: Tensor) -> Tens
 
 def quantize_block_case(width: int) -> Case:
     """The published rounding by blocks, which `int8_block_linear` does inside."""
-    from turbodiffusion.ops.linear.quantize_triton import quantize_blocks
+    from turbodiffusion.ops.linear.kernels.quantize import quantize_blocks
 
     return Case(
         "quantize.int8_block",
@@ -162,7 +162,7 @@ def measure(case: Case) -> list[Row]:
 
 def tune(only: str) -> None:
     """Every product under each Config: two formats with row scales, int8 with block scales."""
-    from turbodiffusion.ops.linear.gemm_triton import TUNING, gemm
+    from turbodiffusion.ops.linear.kernels.gemm import TUNING, gemm
 
     for features, out in SHAPES:
         weight = random(DEVICE, out, features, seed=1001, scale=features**-0.5)

@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion.results import Row, missing
+from turbodiffusion.evaluation.result_file import Row, missing
 
 ROOT = Path(__file__).parents[1]
 CHART = "images/performance.svg"

@@ -23,9 +23,10 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion.models.text import TextConfig, TextEncoder
+from turbodiffusion.config import TextConfig
+from turbodiffusion.evaluation.result_file import Row, target, write_results
+from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.ops.cases import OF_THE_EMULATION, error
-from turbodiffusion.results import Row, target, write_results
 
 TOKENS = (512, 256, 128, 64)
 BOUND = 0.05  # of any encoder in bfloat16, so that two that are wrong do not pass

@@ -27,12 +27,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from turbodiffusion.checkpoint.load import load_vae
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.vae_fast import Choices, FastCoder, attend, attend_written_out, pair_columns
-from turbodiffusion.ops.vae.stream import advance_stream
+from turbodiffusion.config import VAEConfig
+from turbodiffusion.evaluation.result_file import Row, target, write_results
+from turbodiffusion.inference.model_source import files, identify
+from turbodiffusion.models.vae.fused import Choices, FastCoder, attend, attend_written_out, pair_columns
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.ops.vae.norm_silu import advance_stream
 from turbodiffusion.ops.vae.winograd import Products, transform_weight
-from turbodiffusion.results import Row, target, write_results
-from turbodiffusion.source import files, identify
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOW = torch.bfloat16
@@ -195,7 +196,7 @@ def check_demo() -> list[Row]:
 
 def alternatives(frames: int, scale: int) -> list[str]:
     """Milliseconds and useful TFLOP/s of one 3x3x3 convolution, in several forms, at the sizes of the last stages."""
-    from turbodiffusion.ops.vae import stream_triton
+    from turbodiffusion.ops.vae.kernels import norm_silu as stream_triton
 
     lines = []
     for channels, height, width, count in (
@@ -309,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke", action="store_true", help="a tiny size: shows that this script runs, nothing else")
     chosen = parser.parse_args(arguments)
     if DEVICE.type != "cuda" and not chosen.smoke:
-        parser.error("an NVIDIA GPU is needed; on a CPU, tests/models/test_vae_fast.py checks the results")
+        parser.error("an NVIDIA GPU is needed; on a CPU, tests/models/test_models/vae/fused.py checks the results")
     with torch.inference_mode():
         rows = measure(chosen)
     print(f"\n{time.perf_counter() - START:.0f} s in all")

@@ -149,7 +149,7 @@ def test_command_lines_of_the_pages_parse(page):
     """Each `turbodiffusion COMMAND --option ...` names a command and options that there are."""
     from typer.main import get_command
 
-    from turbodiffusion.cli import app
+    from turbodiffusion.cli.main import app
 
     known = get_command(app).commands
     blocks = "\n".join(commands(page)).replace("\\\n", " ")
@@ -195,8 +195,8 @@ def gpu_need(preset, resolution: str, linears: str) -> int:
     """GiB of the smallest card for a video of the default length, its text encoder in CPU memory."""
     import torch
 
-    from turbodiffusion.memory import Job, Plan, _card, needs
-    from turbodiffusion.ops.kernels import TRITON
+    from turbodiffusion.config import TRITON
+    from turbodiffusion.memory.plan import Job, Plan, _card, needs
     from turbodiffusion.presets import size_for
 
     width, height = size_for(resolution, "16:9")
@@ -273,7 +273,7 @@ def test_a_prompt_that_begins_with_a_dash_is_a_prompt():
     """What `generate --` in the Makefile relies on."""
     from typer.main import get_command
 
-    from turbodiffusion.cli import app
+    from turbodiffusion.cli.main import app
 
     generate = get_command(app).commands["generate"]
     with generate.make_context("generate", ["--", "--version"]) as context:

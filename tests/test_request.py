@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from turbodiffusion.errors import OutputError, RequestError
+from turbodiffusion.inference.result import Result
 from turbodiffusion.presets import MODELS, find_model
-from turbodiffusion.request import MAX_SEED, WAN_NEGATIVE_PROMPT, Request, Result, made_size
+from turbodiffusion.request import MAX_SEED, WAN_NEGATIVE_PROMPT, Request, made_size
 
 T2V, I2V, DEMO = find_model("wan2.1-t2v-14b"), find_model("wan2.2-i2v-a14b"), find_model("demo")
 TEACHER = replace(DEMO, name="teacher", sampler="flow", shift=5.0, guidance=6.0, num_steps=50)

@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turbodiffusion.pipeline import Pipeline as Pipeline
+    from turbodiffusion.inference.pipeline import Pipeline as Pipeline
+    from turbodiffusion.inference.result import Result as Result
     from turbodiffusion.request import Progress as Progress
     from turbodiffusion.request import Request as Request
-    from turbodiffusion.request import Result as Result
 
 __version__ = "0.1.0"
-_PUBLIC = {"Pipeline": "pipeline", "Request": "request", "Result": "request", "Progress": "request"}
+_PUBLIC = {"Pipeline": "inference.pipeline", "Request": "request", "Result": "inference.result", "Progress": "request"}
 __all__ = ["Pipeline", "Progress", "Request", "Result", "__version__"]
 
 

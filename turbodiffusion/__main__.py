@@ -2,6 +2,6 @@
 
 import sys
 
-from turbodiffusion.cli import main
+from turbodiffusion.cli.main import main
 
 sys.exit(main())

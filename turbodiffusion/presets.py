@@ -12,12 +12,11 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from turbodiffusion.checkpoint.hub import HubFile
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import RequestError
-from turbodiffusion.models.text import TextConfig
 from turbodiffusion.models.umt5 import BUCKETS
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 
 # width, height
 SIZES = {
@@ -30,6 +29,16 @@ VAE_PATH = "Wan2.1_VAE.pth"
 TEXT_PATH = "models_t5_umt5-xxl-enc-bf16.pth"
 TOKENIZER_PATH = "google/umt5-xxl/spiece.model"
 TOKENIZER_BYTES = 4_500_000  # the one size that no configuration gives
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a hub repository: `repo` "owner/name", `path` inside it, `role` in the model, `bytes` its size."""
+
+    repo: str
+    path: str
+    role: str
+    bytes: int
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
-from numpy.typing import NDArray
-
+from turbodiffusion.config import ATTENTION_KINDS, LINEAR_KINDS, SPARSE_ATTENTION, TextConfig
 from turbodiffusion.errors import RequestError
-from turbodiffusion.models.text import TextConfig
-from turbodiffusion.nn.attention import ATTENTION_KINDS
-from turbodiffusion.nn.linear import LINEAR_KINDS
 from turbodiffusion.presets import ModelPreset, size_for
-from turbodiffusion.sampling import rcm_times
+from turbodiffusion.schedules import rcm_times
 
-SPARSE_ATTENTION = ("sla", "sagesla")
 MAX_SEED = 2**32 - 1  # fits every language's JSON and a file name
 MAX_FLOW_STEPS = 200
 SIDES = (64, 1920)  # pixels
@@ -258,29 +252,3 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True, eq=False)
-class Result:
-    """A finished video: the resolved request with the drawn seed, the frames, the file, and what it took."""
-
-    request: Request
-    frames: NDArray[np.uint8]  # [F, H, W, 3], sRGB
-    mp4: bytes
-    name: str  # kind, seed, model and time: t2v_42_Wan2_1_1_3B_20251224_153000.mp4
-    seconds: dict[str, float]  # by stage
-    notices: tuple[str, ...] = ()  # what was asked for and does not apply, or a prompt that the model does not know
-
-    # PyAV is imported where files are written: asking for a video does not need it.
-
-    def save(self, folder: str | Path = "outputs") -> Path:
-        """Write the mp4 as `name` (or name_2, ...) in the folder. OutputError: nothing is left under that name."""
-        from turbodiffusion import video
-
-        return video.save(self.mp4, folder, self.name)
-
-    def contact_sheet(self, path: str | Path) -> Path:
-        """Write a PNG of frames from first to last under the prompt."""
-        from turbodiffusion import video
-
-        return video.contact_sheet(self.frames, path, title=self.request.prompt, caption=self.name)

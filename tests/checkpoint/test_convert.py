@@ -11,10 +11,11 @@ from turbodiffusion.checkpoint.convert import convert, read_config
 from turbodiffusion.checkpoint.files import open_tensors
 from turbodiffusion.checkpoint.folder import read_folder, save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GOLDEN_CONFIG = WanConfig(dim=128, ffn_dim=320, num_heads=2, num_layers=2, freq_dim=64, text_dim=96, text_len=24)

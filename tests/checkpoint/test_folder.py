@@ -11,11 +11,11 @@ from turbodiffusion.checkpoint.convert import read_config
 from turbodiffusion.checkpoint.files import open_tensors
 from turbodiffusion.checkpoint.folder import read_folder, save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
+from turbodiffusion.config import TRITON, TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
-from turbodiffusion.ops.kernels import TRITON
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.ops.linear.int8 import dequantize_int8_block, quantize_int8_block
 
 WAN = WanConfig(

@@ -7,10 +7,11 @@ import torch
 
 from turbodiffusion.checkpoint.files import TensorFile
 from turbodiffusion.checkpoint.formats import interpret
+from turbodiffusion.config import TextConfig, WanConfig
 from turbodiffusion.errors import CheckpointError
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 
 PUBLISHED = {
     "Wan2.1-T2V-1.3B": WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),

@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import constants
 
-from turbodiffusion.checkpoint.hub import HubFile, fetch
+from turbodiffusion.checkpoint.hub import fetch
 from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.presets import HubFile
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB

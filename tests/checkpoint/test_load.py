@@ -8,10 +8,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.linear.int8 import dequantize_int8_block, quantize_int8_block
 

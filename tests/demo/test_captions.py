@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from turbodiffusion.demo.captions import TOLD, caption, caption_and_told, plural, with_article
+from turbodiffusion.demo.coverage import describe_gap, unknown_words
 from turbodiffusion.demo.factors import CLASSES, COLOURS, NATURAL, Factors, is_held_out, labels, lights, sample_factors
-from turbodiffusion.demo.gap import describe_gap, unknown_words
 from turbodiffusion.demo.page import page
 from turbodiffusion.demo.subjects import BY_NAME, KIND_MOTIONS, KIND_SCENES, SUBJECTS
 from turbodiffusion.demo.words import DIRECTIONS

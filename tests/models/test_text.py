@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from turbodiffusion.config import TextConfig
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models import text
-from turbodiffusion.models.streaming import LayerStream
-from turbodiffusion.models.text import TextConfig, TextEncoder, Tokenizer, clean_prompt, train_tokenizer
+from turbodiffusion.models.offload import LayerStream
+from turbodiffusion.models.text import TextEncoder, Tokenizer, clean_prompt, train_tokenizer
 
 CAPTIONS = [
     f"a {size} {color} {thing} {does} over a {place}"

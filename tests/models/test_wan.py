@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from turbodiffusion.models.wan import WanConfig, WanTransformer, patchify, unpatchify
+from turbodiffusion.config import WanConfig
+from turbodiffusion.models.wan import WanTransformer, patchify, unpatchify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = WanConfig(dim=128, ffn_dim=320, num_heads=2, num_layers=2, freq_dim=64, text_dim=96, text_len=24)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.config import TRITON, Kernels, WanConfig
+from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
-from turbodiffusion.ops.kernels import TRITON, Kernels
 
 # Interpreted kernels, and every kind of linear under every kind of attention: too slow for make test-fast.
 pytestmark = pytest.mark.slow

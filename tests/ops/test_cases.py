@@ -5,8 +5,8 @@ from dataclasses import fields
 import pytest
 import torch
 
+from turbodiffusion.config import Kernels
 from turbodiffusion.ops import cases as table
-from turbodiffusion.ops.kernels import Kernels
 
 CPU = torch.device("cpu")
 CASES = [

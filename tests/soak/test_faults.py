@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from turbodiffusion import video
+from turbodiffusion.media import video
 
 pytestmark = pytest.mark.soak
 STEPS = 60  # of the tiny model: a few seconds of diffusion to be interrupted in
@@ -83,7 +83,7 @@ def test_kill_9_at_any_moment_leaves_no_half_video(tiny_model, tmp_path):
 
 SAVE_LOOP = """
 import sys
-from turbodiffusion import video
+from turbodiffusion.media import video
 print("ready", flush=True)
 while True:
     video.save(bytes(3_000_000), sys.argv[1], "v.mp4")

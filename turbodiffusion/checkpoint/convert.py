@@ -26,10 +26,11 @@ from turbodiffusion.checkpoint.folder import (
 )
 from turbodiffusion.checkpoint.formats import Checkpoint, open_checkpoint, part_of
 from turbodiffusion.checkpoint.load import check
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import PATCH, WanConfig, WanTransformer
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import PATCH, WanTransformer
 
 HEAD_DIM = 128  # of every published Wan transformer
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.checkpoint.formats import SHAPES_KEY
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
-from turbodiffusion.models.text import TextConfig, TextEncoder
-from turbodiffusion.models.vae import VAEConfig, WanVAE
-from turbodiffusion.models.wan import WanConfig, WanTransformer
+from turbodiffusion.models.text import TextEncoder
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.ops.linear.int8 import BLOCK, quantize_int8_block
 
 VERSION = 1

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from turbodiffusion.checkpoint.ahead import ahead
 from turbodiffusion.checkpoint.files import TensorFile, locate, open_tensors, some
+from turbodiffusion.checkpoint.prefetch import ahead
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.ops.linear.int8 import BLOCK, dequantize_int8_block
 

@@ -8,23 +8,13 @@ that is in the cache is used as it is, without asking the hub.
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.presets import HubFile
 
 OnProgress = Callable[["HubFile", int, int], None]  # the file, its bytes so far, its bytes in all
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file of a hub repository: `repo` "owner/name", `path` inside it, `role` in the model, `bytes` its size."""
-
-    repo: str
-    path: str
-    role: str
-    bytes: int
 
 
 def fetch(

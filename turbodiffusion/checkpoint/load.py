@@ -1,8 +1,8 @@
 """Strict loading of any family's checkpoint into a model, one tensor at a time.
 
 Nothing is written before every name and shape has been checked, and at no time is more than one tensor of the
-checkpoint in memory beside the model; on a GPU also the next ones (`ahead.py`). A model built on the meta device gets
-its tensors on `device`, in the dtype that it was built with; any other keeps its own.
+checkpoint in memory beside the model; on a GPU also the next ones (`prefetch.py`). A model built on the meta device
+gets its tensors on `device`, in the dtype that it was built with; any other keeps its own.
 """
 
 import logging
@@ -18,7 +18,7 @@ from turbodiffusion.checkpoint.files import some
 from turbodiffusion.checkpoint.formats import Checkpoint, open_checkpoint
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.text import TextEncoder
-from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.linear.int8 import dequantize_int8_block

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from turbodiffusion.config import TextConfig
 from turbodiffusion.errors import CheckpointError
-from turbodiffusion.models.graphs import Graphs
-from turbodiffusion.models.streaming import LayerStream
-from turbodiffusion.models.umt5 import BUCKETS, Stack, TextConfig, buckets, spread, table
+from turbodiffusion.models.cuda_graphs import Graphs
+from turbodiffusion.models.offload import LayerStream
+from turbodiffusion.models.umt5 import BUCKETS, Stack, buckets, spread, table
 
 __all__ = ["TextConfig", "TextEncoder", "Tokenizer", "clean_prompt", "train_tokenizer"]
 

@@ -7,29 +7,17 @@ Suffixes: B batch, S text tokens, E d_model, H heads.
 """
 
 import math
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from turbodiffusion.config import TextConfig
+
 BUCKETS = 32  # of distances, half of them for either direction
 MAX_DISTANCE = 128  # of tokens; what is further apart shares the last bucket
 EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """Sizes of a umT5 encoder; the defaults are umT5-XXL, the one that Wan uses."""
-
-    d_model: int = 4096
-    num_layers: int = 24
-    num_heads: int = 64
-    d_kv: int = 64
-    d_ff: int = 10240
-    vocab_size: int = 256384
-    text_len: int = 512
 
 
 class Norm(nn.Module):

@@ -15,21 +15,20 @@ q, k and v, and gate and residual are part of the product before them.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from turbodiffusion.nn.attention import ATTENTION_KINDS, DENSE_IMPL, Attention
+from turbodiffusion.config import WanConfig
+from turbodiffusion.nn.attention import DENSE_IMPL, Attention
 from turbodiffusion.nn.autocast import no_autocast
-from turbodiffusion.nn.linear import LINEAR_KINDS, ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
+from turbodiffusion.nn.linear import ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
 from turbodiffusion.nn.norm import LayerNorm, RMSNorm
 from turbodiffusion.ops.attention.dense import dense_attention
-from turbodiffusion.ops.kernels import REFERENCE, Kernels
 from turbodiffusion.ops.linear.int8 import BLOCK
-from turbodiffusion.ops.linear.rows import quantize_rows, row_linear
+from turbodiffusion.ops.linear.per_token import quantize_rows, row_linear
 from turbodiffusion.ops.norm.gate import add_gated
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
 from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
@@ -38,57 +37,6 @@ from turbodiffusion.ops.norm.rope import apply_rope, rope_angles, rope_turns, vi
 
 PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
 IMAGE_NORM_EPS = 1e-5  # of img_emb alone; the other norms use WanConfig.eps
-
-
-@dataclass(frozen=True)
-class WanConfig:
-    """What tells one Wan network from another. Raises ValueError for a value that no network can have."""
-
-    dim: int
-    ffn_dim: int
-    num_heads: int
-    num_layers: int
-    in_dim: int = 16  # 36 for image to video: noisy latent 16, mask 4, condition 16
-    out_dim: int = 16
-    freq_dim: int = 256
-    text_dim: int = 4096
-    text_len: int = 512
-    eps: float = 1e-6
-    image_dim: int | None = None  # 1280: Wan2.1 I2V's CLIP tokens
-    round_time_to_bf16: bool = False  # TurboWan checkpoints saw t * 1000 rounded to bfloat16 in training
-    attention_type: str = "original"
-    sla_topk: float = 0.1
-    sla_block_q: int = 128
-    sla_block_k: int = 64
-    quant_linear: str = "off"
-    kernels: Kernels = REFERENCE  # of this machine and not of the model: no file has it
-
-    def __post_init__(self) -> None:
-        sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim", "text_len")
-        for name in (*sizes, "sla_block_q", "sla_block_k", *(("image_dim",) if self.image_dim is not None else ())):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"WanConfig.{name} must be a positive integer, got {value!r}")
-        if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:
-            raise ValueError(
-                f"WanConfig.dim must be num_heads times an even head dim of at least 6 (rotary pairs over three axes), "
-                f"got dim {self.dim} and num_heads {self.num_heads}"
-            )
-        if self.freq_dim % 2:
-            raise ValueError(f"WanConfig.freq_dim must be even (cosines and sines), got {self.freq_dim}")
-        if not self.eps > 0:
-            raise ValueError(f"WanConfig.eps must be positive, got {self.eps!r}")
-        if not isinstance(self.kernels, Kernels):
-            raise ValueError(f"WanConfig.kernels must be of ops.kernels.Kernels, got {self.kernels!r}")
-        if not 0 < self.sla_topk <= 1:
-            raise ValueError(f"WanConfig.sla_topk must be over 0 and at most 1, got {self.sla_topk!r}")
-        for name, kinds in (("attention_type", ATTENTION_KINDS), ("quant_linear", LINEAR_KINDS)):
-            if getattr(self, name) not in kinds:
-                raise ValueError(f"WanConfig.{name} must be one of {', '.join(kinds)}, got {getattr(self, name)!r}")
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
 
 
 # Keys and values of a block's cross attention, [B, S, H, D] each: of the text, then [B, N, H, D] of the image where

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from turbodiffusion.config import ATTENTION_KINDS
 from turbodiffusion.nn.autocast import no_autocast
 from turbodiffusion.ops.attention.dense import dense_attention
 from turbodiffusion.ops.attention.sage import sage_attention
 from turbodiffusion.ops.attention.sagesla import sagesla_attention
 from turbodiffusion.ops.attention.sla import sla_attention
 
-ATTENTION_KINDS = ("original", "sla", "sage", "sagesla")
 # Dense attention is PyTorch's own; which of its kernels comes first, where the others are reference or Triton.
 DENSE_IMPL = {"reference": "sdpa", "triton": "cudnn"}
 

@@ -17,7 +17,7 @@ from turbodiffusion.ops.linear.int8 import (
     quantize_int8_block,
     quantize_int8_row,
 )
-from turbodiffusion.ops.linear.rows import row_linear
+from turbodiffusion.ops.linear.per_token import row_linear
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,6 @@ _FORMATS = {
     "int8_row": _Format("int8_weight", torch.int8, False, quantize_int8_row, int8_row_linear),
     "fp8_row": _Format("fp8_weight", torch.float8_e4m3fn, False, quantize_fp8_row, fp8_row_linear),
 }
-LINEAR_KINDS = ("off", *_FORMATS)
 # The kinds whose products take activations that are rounded already, and the dtype that they are rounded to.
 ROW_DTYPES = {kind: form.dtype for kind, form in _FORMATS.items() if not form.by_block}
 

@@ -18,7 +18,7 @@ from turbodiffusion.demo.factors import Factors, sample_factors
 from turbodiffusion.demo.renderer import MASK_CELL, World
 from turbodiffusion.demo.subjects import Subject
 from turbodiffusion.models.text import Tokenizer
-from turbodiffusion.models.vae import WanVAE
+from turbodiffusion.models.vae.model import WanVAE
 
 
 def clip_factors(world: World, seed: int, clip: int) -> Factors:

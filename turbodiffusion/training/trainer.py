@@ -7,7 +7,6 @@ EMA by a power function: Karras et al., arXiv 2312.02696, as rCM uses it (arXiv 
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.parallel.groups import rank_and_size
 from turbodiffusion.training.muon import Muon
 
 Loss = Callable[[int], dict[str, Tensor]]
@@ -68,21 +68,6 @@ def step_generator(seed: int, step: int, rank: int = 0) -> np.random.Generator:
 def torch_generator(rng: np.random.Generator, device: torch.device) -> torch.Generator:
     """A generator on `device`, seeded by the next number of `rng`."""
     return torch.Generator(device).manual_seed(int(rng.integers(0, 2**62)))
-
-
-def world() -> tuple[int, int]:
-    """(rank, number of ranks); (0, 1) without torchrun."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def start_distributed() -> torch.device:
-    """Join torchrun's group if there is one, and return this process's device."""
-    cuda = torch.cuda.is_available()
-    if "LOCAL_RANK" in os.environ and not dist.is_initialized():
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
-    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def _is_inner(name: str, p: Tensor) -> bool:
@@ -138,7 +123,7 @@ class Trainer:
         rates: Mapping[str, float] | None = None,
     ) -> None:
         self.modules, self.schedule, self.run, self.turn = modules, schedule, run, turn
-        self.rank, self.ranks = world()
+        self.rank, self.ranks = rank_and_size()
         whole = {name: nn.ModuleDict({name: module}) for name, module in modules.items()} if turn else {"": modules}
         self.parts = {name: Part(part, schedule, (rates or {}).get(name, 1.0)) for name, part in whole.items()}
         self.kept = next(iter(self.parts.values()))

@@ -26,7 +26,7 @@ from turbodiffusion.ops.contract import (
     check_triton,
     choose,
 )
-from turbodiffusion.ops.kernels import HEAD_DIMS
+from turbodiffusion.ops.implementations import HEAD_DIMS
 
 # On Hopper cuDNN's is the fastest of PyTorch's fused attentions by far and, by default, the last that PyTorch takes.
 _CUDNN_FIRST = [
@@ -131,6 +131,8 @@ def _tangent_triton(q_BLHD: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
             f"attention_tangent: impl 'triton' takes a head dim of {', '.join(map(str, HEAD_DIMS))}, got "
             f"{q_BLHD.shape[-1]}; use 'reference'"
         )
-    from turbodiffusion.ops.attention import tangent_triton  # imports triton, which not every machine has
+    from turbodiffusion.ops.attention.kernels import (
+        tangent as tangent_triton,  # imports triton, which not every machine has
+    )
 
     return tangent_triton.attention_tangent(q_BLHD, *others)

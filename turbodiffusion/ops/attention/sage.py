@@ -98,7 +98,7 @@ def _reference(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, blo
 
 def _triton(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str) -> Tensor:
     check_triton("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
-    from turbodiffusion.ops.attention import sage_triton  # imports triton, which not every machine has
+    from turbodiffusion.ops.attention.kernels import sage as sage_triton  # imports triton, which not every machine has
 
     return sage_triton.sage_attention(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
 

@@ -96,13 +96,13 @@ def _whole_reference(
 def _triton(q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int, qk: str) -> Tensor:
     check_triton("sage_sparse_attention", q_BLHD=q, k_BLHD=k, v_BLHD=v, map_BHNK=map_BHNK)
     check_map(map_BHNK, -(-k.shape[1] // block_k))
-    from turbodiffusion.ops.attention import sage_triton
+    from turbodiffusion.ops.attention.kernels import sage as sage_triton
 
     return sage_triton.sage_sparse_attention(q, k, v, map_BHNK, block_q, block_k, qk)
 
 
 def _whole_triton(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
     check_triton("sagesla_attention", q_BLHD=q, k_BLHD=k, v_BLHD=v)
-    from turbodiffusion.ops.attention import sla_triton
+    from turbodiffusion.ops.attention.kernels import sla as sla_triton
 
     return sla_triton.sagesla_attention(q, k, v, *others)

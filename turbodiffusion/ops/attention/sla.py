@@ -303,7 +303,7 @@ def _flat(x: Tensor, positions: Tensor) -> Tensor:
 
 def _map_triton(q_BLHD: Tensor, k_BLHD: Tensor, *others: Any) -> Tensor:
     check_triton("block_map", q_BLHD=q_BLHD, k_BLHD=k_BLHD)
-    from turbodiffusion.ops.attention import block_map_triton
+    from turbodiffusion.ops.attention.kernels import block_map as block_map_triton
 
     return block_map_triton.block_map(q_BLHD, k_BLHD, *others)
 
@@ -311,20 +311,20 @@ def _map_triton(q_BLHD: Tensor, k_BLHD: Tensor, *others: Any) -> Tensor:
 def _sparse_triton(q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int) -> Tensor:
     check_triton("sparse_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach(), map_BHNK=map_BHNK)
     check_map(map_BHNK, -(-k.shape[1] // block_k))
-    from turbodiffusion.ops.attention import sla_triton
+    from turbodiffusion.ops.attention.kernels import sla as sla_triton
 
     return sla_triton.sparse_attention(q, k, v, map_BHNK, block_q, block_k)
 
 
 def _linear_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check_triton("linear_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach())
-    from turbodiffusion.ops.attention import sla_triton
+    from turbodiffusion.ops.attention.kernels import sla as sla_triton
 
     return sla_triton.linear_attention(q, k, v)
 
 
 def _sla_triton(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
     check_triton("sla_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach())
-    from turbodiffusion.ops.attention import sla_triton
+    from turbodiffusion.ops.attention.kernels import sla as sla_triton
 
     return sla_triton.sla_attention(q, k, v, *others)

@@ -18,7 +18,7 @@ from turbodiffusion.ops.attention.sla import (
 )
 from turbodiffusion.ops.cases.case import MEMORY, Case, random
 from turbodiffusion.ops.cases.compare import missed_blocks
-from turbodiffusion.ops.kernels import FP8_GPU
+from turbodiffusion.ops.implementations import FP8_GPU
 
 HEAD_DIM = 128
 # Against float32 on Gaussian data and the same map of blocks; int8 and fp8 are the formats of q and k, and p and v in

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbodiffusion.ops.kernels import FP8_GPU, TRITON_GPU
+from turbodiffusion.ops.implementations import FP8_GPU, TRITON_GPU
 from turbodiffusion.ops.rounding import FP8
 
 GRID = (21, 30, 52)  # 81 frames at 832x480: 32760 tokens, a multiple of no tile

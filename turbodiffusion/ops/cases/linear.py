@@ -9,7 +9,7 @@ from torch.nn.functional import gelu
 
 from turbodiffusion.ops.cases.case import FORMATS, NEEDS, Case, random
 from turbodiffusion.ops.linear.int8 import int8_block_linear, quantize_int8_block
-from turbodiffusion.ops.linear.rows import quantize_rows, row_linear
+from turbodiffusion.ops.linear.per_token import quantize_rows, row_linear
 from turbodiffusion.ops.rounding import FP8
 
 # Of two products of the same 8-bit inputs, each rounded to bfloat16 once (0.25% in all). Hopper's tensor cores cut fp8

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.ops.cases.case import Case, random
-from turbodiffusion.ops.vae.stream import advance_stream
-from turbodiffusion.ops.vae.taps import convolve_to_few
+from turbodiffusion.ops.vae.conv3d_few_channels import convolve_to_few
+from turbodiffusion.ops.vae.norm_silu import advance_stream
 
 # Of a convolution to few channels, whose 27 products are rounded to bfloat16 before they are added up.
 TAPS = 2**-7

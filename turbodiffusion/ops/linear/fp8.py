@@ -38,7 +38,7 @@ def _reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor 
 
 def _triton(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
     check_triton("fp8_row_linear", x=x_MK)
-    from turbodiffusion.ops.linear.gemm_triton import gemm
-    from turbodiffusion.ops.linear.quantize_triton import quantize_rows
+    from turbodiffusion.ops.linear.kernels.gemm import gemm
+    from turbodiffusion.ops.linear.kernels.quantize import quantize_rows
 
     return gemm(*quantize_rows(x_MK, FP8), weight_OK, scale_O, bias_O, dtype=x_MK.dtype)

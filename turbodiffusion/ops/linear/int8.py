@@ -90,8 +90,8 @@ def _block_reference(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Ten
 
 def _block_triton(x_MK: Tensor, weight_OK: Tensor, scale: Tensor, bias_O: Tensor | None) -> Tensor:
     check_triton("int8_block_linear", x=x_MK)
-    from turbodiffusion.ops.linear.gemm_triton import gemm
-    from turbodiffusion.ops.linear.quantize_triton import quantize_blocks
+    from turbodiffusion.ops.linear.kernels.gemm import gemm
+    from turbodiffusion.ops.linear.kernels.quantize import quantize_blocks
 
     return gemm(*quantize_blocks(x_MK), weight_OK, scale, bias_O, dtype=x_MK.dtype)
 
@@ -102,7 +102,7 @@ def _row_reference(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Ten
 
 def _row_triton(x_MK: Tensor, weight_OK: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
     check_triton("int8_row_linear", x=x_MK)
-    from turbodiffusion.ops.linear.gemm_triton import gemm
-    from turbodiffusion.ops.linear.quantize_triton import quantize_rows
+    from turbodiffusion.ops.linear.kernels.gemm import gemm
+    from turbodiffusion.ops.linear.kernels.quantize import quantize_rows
 
     return gemm(*quantize_rows(x_MK, torch.int8), weight_OK, scale_O, bias_O, dtype=x_MK.dtype)

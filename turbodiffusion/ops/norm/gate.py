@@ -23,6 +23,6 @@ def _reference(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor) -> Tensor:
 
 def _triton(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor) -> Tensor:
     check_triton("add_gated", x_BLM=x_BLM, y_BLM=y_BLM, gate_BM=gate_BM)
-    from turbodiffusion.ops.norm.gate_triton import add_gated as kernel
+    from turbodiffusion.ops.norm.kernels.gate import add_gated as kernel
 
     return kernel(x_BLM, y_BLM, gate_BM)

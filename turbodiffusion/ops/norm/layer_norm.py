@@ -30,7 +30,7 @@ def _reference(x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float) ->
 
 def _triton(x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float) -> Tensor:
     check_triton("modulated_layer_norm", x_BLM=x_BLM, shift_BM=shift_BM, scale_BM=scale_BM)
-    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+    from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 
     return row_norm(x_BLM, scale_BM, shift_BM, eps, centre=True, one_plus=True, dtype=x_BLM.dtype)[0]
 
@@ -58,7 +58,7 @@ def _affine_reference(x: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -
 
 def _affine_triton(x: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> Tensor:
     check_triton("layer_norm", x=x, weight_M=weight_M, bias_M=bias_M)
-    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+    from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 
     rows_1LM = x.reshape(1, -1, x.shape[-1])
     return row_norm(rows_1LM, weight_M, bias_M, eps, centre=True, one_plus=False, dtype=x.dtype)[0].reshape(x.shape)

@@ -90,7 +90,7 @@ def _triton(
     blocks: tuple[int, int] | None,
 ) -> QueryKey:
     check_triton("norm_rope_qk", qkv_BLC=qkv_BLC, turns=turns)
-    from turbodiffusion.ops.norm.qk_rope_triton import norm_rope
+    from turbodiffusion.ops.norm.kernels.qk_rope import norm_rope
 
     M = weight_q_M.shape[0]
     block_q, block_k = blocks or (None, None)

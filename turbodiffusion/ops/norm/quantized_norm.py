@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm as torch_layer_norm
 
 from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, check_triton, choose
-from turbodiffusion.ops.linear.rows import quantize_rows
+from turbodiffusion.ops.linear.per_token import quantize_rows
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
 from turbodiffusion.ops.rounding import FP8
 
@@ -60,7 +60,7 @@ def _modulated_triton(
     x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     check_triton("quantized_modulated_layer_norm", x_BLM=x_BLM)
-    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+    from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 
     y, y_scale = row_norm(x_BLM, scale_BM, shift_BM, eps, centre=True, one_plus=True, dtype=dtype)
     assert y_scale is not None
@@ -78,7 +78,7 @@ def _affine_triton(
     x_BLM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     check_triton("quantized_layer_norm", x_BLM=x_BLM)
-    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+    from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 
     y, y_scale = row_norm(x_BLM, weight_M, bias_M, eps, centre=True, one_plus=False, dtype=dtype)
     assert y_scale is not None

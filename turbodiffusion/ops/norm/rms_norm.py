@@ -27,7 +27,7 @@ def _reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def _triton(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     check_triton("rms_norm", x=x, weight=weight)
-    from turbodiffusion.ops.norm.row_norm_triton import row_norm
+    from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 
     rows_1LM = x.reshape(1, -1, x.shape[-1])
     return row_norm(rows_1LM, weight, None, eps, centre=False, one_plus=False, dtype=x.dtype)[0].reshape(x.shape)

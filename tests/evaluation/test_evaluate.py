@@ -1,0 +1,183 @@
+"""The judge's tables: prompts, controls, clips that are the pipeline's, rows by their names."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from turbodiffusion.config import REFERENCE, TRITON
+from turbodiffusion.demo.factors import is_held_out
+from turbodiffusion.errors import MachineError, RequestError, UserError
+from turbodiffusion.evaluation.evaluate import (
+    Questions,
+    control_rows,
+    difference_rows,
+    evaluate,
+    evaluate_command,
+    held_out_questions,
+    read_model,
+    variant_rows,
+)
+from turbodiffusion.evaluation.judge import marks
+from turbodiffusion.evaluation.result_file import REQUIRED, read_results
+from turbodiffusion.inference.batch import Variant, load_variant, make_clips, parse_variant
+
+# Paints worlds and trains: too long for make test-fast.
+pytestmark = pytest.mark.slow
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model):
+    return load_variant(Variant("teacher", str(tiny_model)), CPU)
+
+
+def test_prompts_are_held_out_half_chinese_and_the_same_every_time(overfitted, small_world) -> None:
+    probe, _, _ = overfitted
+    asked = held_out_questions(probe, 20, small_world.subjects)
+    assert all(is_held_out(clip) and not clip.second for clip in asked.clips)
+    chinese = [any("\u4e00" <= letter <= "\u9fff" for letter in prompt) for prompt in asked.prompts]
+    assert chinese == [False, True] * 10
+    assert asked.prompts == held_out_questions(probe, 20, small_world.subjects).prompts
+    assert asked.truth.shape == (20, 6)
+    assert all(clip.row.name in prompt for clip, prompt in zip(asked.clips[::2], asked.prompts[::2], strict=True))
+
+
+def test_a_batch_has_the_pipelines_clips(tiny, tiny_model) -> None:
+    pytest.importorskip("av")
+    from turbodiffusion.inference.pipeline import Pipeline
+    from turbodiffusion.request import Request
+
+    prompts = ["a red fox hops", "一只红色的狐狸在草地上奔跑"]
+    videos = make_clips(tiny, prompts, [11, 12])
+    pipeline = Pipeline.load(str(tiny_model), device="cpu")
+    for prompt, seed, video in zip(prompts, (11, 12), videos, strict=True):
+        frames = torch.from_numpy(pipeline.generate(Request(prompt, seed=seed)).frames).permute(3, 0, 1, 2)
+        # sums in another order, and then rounded: one step of 255 at most
+        assert (frames / 127.5 - 1 - video).abs().max() < 1.5 / 127.5
+
+
+def test_a_variant_runs_the_kernels_that_it_names(tiny_model) -> None:
+    """In Triton's interpreter where there is no GPU: the same clips but for rounding."""
+    kinds = {"triton": TRITON, "reference": REFERENCE}
+    models = [load_variant(Variant("teacher", str(tiny_model), kernels=kernels), CPU) for kernels in kinds]
+    assert [model.transformer.config.kernels for model in models] == [*kinds.values()]
+    assert [model.transformer.blocks[0].self_attn.joined for model in models] == [True, False]
+    assert [model.vae.impl for model in models] == [*kinds]
+    for model in models:  # its head is zero before any training
+        torch.nn.init.normal_(model.transformer.head.head.weight, generator=torch.Generator().manual_seed(0))
+    ours, expected = (make_clips(model, ["a red fox hops", "a blue ball rolls"], [11, 12]) for model in models)
+    assert not torch.equal(ours, expected)
+    torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)
+    with pytest.raises(RequestError, match="kernels=triton and --compile exclude each other"):
+        load_variant(Variant("x", str(tiny_model), kernels="triton"), CPU, compile=True)
+    with pytest.raises(MachineError, match="kernels 'cuda': there are auto, reference, triton"):
+        load_variant(Variant("x", str(tiny_model), kernels="cuda"), CPU)
+
+
+def test_a_distilled_variant_takes_one_forward_a_step(tiny) -> None:
+    """The batched rCM loop: sample_rcm's, from the seeds' own noise; one step is x0 at sigma_max."""
+    from turbodiffusion.inference.sampling import noise
+    from turbodiffusion.schedules import rcm_times
+
+    student = replace(
+        tiny, preset=replace(tiny.preset, sampler="rcm", sigma_max=80.0, num_steps=1, guidance=None, shift=None)
+    )
+    (video,) = make_clips(student, ["a blue ball rolls"], [5])
+    t = rcm_times(1, 80.0)[0]
+    x = noise((1, 16, 2, 8, 8), 0, 0)
+    x[0] = noise((16, 2, 8, 8), 5, 0) * t
+    ids, mask = tiny.tokenizer(["a blue ball rolls"], clean=False)
+    with torch.no_grad():
+        context = tiny.transformer.encode_context(tiny.text(ids, mask))
+        clean = x.double() - t * tiny.transformer(x, torch.tensor([1000 * t]), context).double()
+        expected = tiny.vae.decode(clean.float()).clamp(-1, 1)
+    torch.testing.assert_close(video, expected[0], rtol=0, atol=1e-4)  # float32 in batches of one either way
+
+
+def test_controls_come_out_bad(overfitted, small_world) -> None:
+    """On the clips that the probe knows by heart; chance is what an answer drawn from its answers would reach."""
+    probe, bank, _ = overfitted
+    clips = [bank._factors(k) for k in range(32)]
+    asked = Questions(clips, [""] * 32, bank.answers.numpy())
+    rows = {row.name: row for row in control_rows(probe, small_world, asked, bank.view)}
+    assert rows["control.none.subject"].value > 0.9
+    shuffled = rows["control.shuffled.subject"]
+    assert shuffled.value < 0.7 and shuffled.target is not None and shuffled.better == "lower"
+    assert "chance is" in shuffled.method and "quick check" in shuffled.method
+    assert rows["control.noise.subject"].value < rows["control.none.subject"].value
+    assert {"control.frozen.still", "control.frozen.motion", "control.noise.motion"} <= rows.keys()
+
+
+def test_shuffled_labels_give_chance(overfitted) -> None:
+    """Of K equally frequent answers 1 / K are right by chance, whatever is read: 4,000 clips, four deviations."""
+    probe, _, _ = overfitted
+    config, rng = probe.config, np.random.default_rng(0)
+    sizes = [len(answers) for _, answers in config.classes]
+    right = np.stack([rng.integers(0, size, 4000) for size in sizes], 1)
+    read = right[rng.permutation(4000)]
+    for (question, answers), marked in zip(
+        config.classes, marks(read, right, config, strict=True).values(), strict=True
+    ):
+        chance = 1 / len(answers)
+        assert abs(marked.mean() - chance) < 4 * (chance * (1 - chance) / len(marked)) ** 0.5, question
+
+
+def test_rows_of_a_model(overfitted, small_world, tiny) -> None:
+    probe, _, _ = overfitted
+    asked = held_out_questions(probe, 6, small_world.subjects)
+    reading = read_model(tiny, probe, asked.prompts, range(6), batch=4, label="teacher")
+    assert reading.answers.shape == (6, 6) and reading.features.shape == (6, 64)
+    rows = variant_rows("teacher", reading, probe, asked, reading.features, dict.fromkeys(probe.config.questions, 0.5))
+    named = {row.name: row for row in rows}
+    assert named["teacher.subject.adherence"].target == pytest.approx(0.45)
+    assert named["teacher.frechet"].value == pytest.approx(0, abs=1e-6)
+    for row in difference_rows("rcm4", reading, "teacher", reading, probe, asked):
+        assert row.value == 0 and "paired" in row.method
+
+
+def test_evaluate_writes_the_rows_that_a_result_file_needs(overfitted, small_world, tiny_model) -> None:
+    probe, _, _ = overfitted
+    variants = [Variant("teacher", str(tiny_model)), Variant("rcm4", str(tiny_model), num_steps=1)]
+    found = evaluate(small_world, probe, variants, prompts=6, batch=6, diverse=2, seeds=2, vae_clips=2)
+    rows = [row for part in found for row in part]
+    names = {row.name for row in rows}
+    assert len(names) == len(rows)
+    needed = {name for name in REQUIRED["demo.json"] if not name.startswith("demo.cpu")}
+    assert needed <= names
+    assert {"teacher.diversity", "rcm4.diversity", "rcm4.motion.difference", "render.frechet", "vae.ssim"} <= names
+    assert all(np.isfinite(row.value) for row in rows)
+
+
+def test_variants_are_read_from_the_command_line() -> None:
+    assert parse_variant("teacher=demo") == Variant("teacher", "demo")
+    assert parse_variant("plain=demo,kernels=reference") == Variant("plain", "demo", kernels="reference")
+    text = "rcm4_sla015_w8a8=models/rcm,num_steps=4,attention_type=sla,sla_topk=0.15,quant_linear=int8_row"
+    assert parse_variant(text) == Variant("rcm4_sla015_w8a8", "models/rcm", 4, None, "sla", 0.15, "int8_row")
+    for wrong, said in (("demo", "NAME=MODEL"), ("a=b,steps=4", "num_steps"), ("a=b,num_steps=x", "num_steps=x")):
+        with pytest.raises(RequestError, match=said):
+            parse_variant(wrong)
+
+
+def test_what_does_not_fit_is_refused(overfitted, small_world, tiny_model, tmp_path) -> None:
+    probe, _, run = overfitted
+    with pytest.raises(RequestError, match="attention_type must be one of"):
+        load_variant(Variant("x", str(tiny_model), attention_type="fast"), CPU)
+    wider = replace(probe.config, size=(64, 96))
+    other = type(probe)(wider)
+    with pytest.raises(UserError, match="5 frames at 64x64, the probe was trained on 5 at 96x64"):
+        next(evaluate(small_world, other, [Variant("teacher", str(tiny_model))], prompts=2))
+    with pytest.raises(RequestError, match="NAME=MODEL"):
+        evaluate_command(["demo"], run, Path("none"), tmp_path / "x.json")
+
+
+@pytest.mark.slow
+def test_what_a_video_costs_on_a_cpu(tiny_model, tmp_path) -> None:
+    pytest.importorskip("av")
+    evaluate_command([f"teacher={tiny_model}"], Path("none"), Path("none"), tmp_path / "demo.json", cpu=True)
+    seconds, gigabytes = read_results(tmp_path / "demo.json")
+    assert (seconds.name, gigabytes.name) == ("demo.cpu.seconds", "demo.cpu.peak_gb")
+    assert seconds.value > 0 and 0.1 < gigabytes.value < 8  # PyTorch alone takes more than 100 MB

@@ -1,0 +1,223 @@
+"""What the training runs leave on disk, read back, and packed into the folder that ships as the demo model."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from turbodiffusion.checkpoint.folder import config_from, save_folder
+from turbodiffusion.config import REFERENCE, Kernels, TextConfig, WanConfig
+from turbodiffusion.demo.renderer import World
+from turbodiffusion.demo.subjects import Subject, named
+from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
+from turbodiffusion.inference import model_source as source
+from turbodiffusion.inference.batch import DemoModel, read_model
+from turbodiffusion.inference.model_source import SAMPLING_FIELDS
+from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
+from turbodiffusion.models.vae.model import WanVAE
+from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.parallel.groups import rank_and_size, start_distributed
+from turbodiffusion.presets import MODELS, ModelPreset
+from turbodiffusion.schedules import RCM_MID_ANGLES
+from turbodiffusion.training.data import LatentBank, caption_sample
+
+VOCABULARY_CAPTIONS = 20_000
+
+
+def prepare() -> torch.device:
+    """The device of this process, with the fast number formats for training switched on."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return start_distributed()
+
+
+def demo_world(atlas: Path, device: torch.device, side: int | None = None) -> World:
+    """The demo world at the demo model's size, or in squares of `side` pixels."""
+    demo = MODELS["demo"]
+    return World(atlas, device, size=(side or demo.height, side or demo.width), frames=demo.num_frames)
+
+
+def atlas_subjects(atlas: Path) -> tuple[Subject, ...]:
+    """The subjects that an atlas holds. Raises MissingFilesError where there is none."""
+    if not atlas.is_file():
+        raise MissingFilesError(
+            f"no atlas at {atlas}: bake it with `python -m turbodiffusion.demo.bake --out {atlas.parent}`"
+        )
+    with np.load(atlas) as file:
+        return named([key.removeprefix("sheet/") for key in file if key.startswith("sheet/")])
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """The tensors as bfloat16 safetensors, `about` in the header; beside, then renamed."""
+    beside = path.with_name(f"{path.name}.part")
+    tensors = {name: t.detach().to(torch.bfloat16).contiguous() for name, t in state.items()}
+    save_file(tensors, beside, dict(about or {}))
+    os.replace(beside, path)
+
+
+def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of `write_weights`, float32 on the CPU, their names behind `prefix`."""
+    if not path.exists():
+        raise CheckpointError(f"there are no trained weights at {path}: run the command that writes them first")
+    return {f"{prefix}{name}": t.float() for name, t in load_file(path).items()}
+
+
+def read_about(path: Path) -> dict[str, str]:
+    """What `write_weights` was told about the tensors."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
+    """RUN/vae.safetensors and RUN/vae.json."""
+    write_weights(run / "vae.safetensors", vae.state_dict())
+    (run / "vae.json").write_text(json.dumps({"config": dataclasses.asdict(vae.config), "psnr": quality}, indent=1))
+
+
+def read_vae(run: Path, device: torch.device) -> WanVAE:
+    """The VAE that `train vae` left in `run`, float32 on `device`."""
+    state = read_weights(run / "vae.safetensors")
+    vae = WanVAE(config_from("vae", json.loads((run / "vae.json").read_text())["config"]), device=device)
+    vae.load_state_dict(state)
+    return vae.requires_grad_(False)
+
+
+def read_flow(
+    run: Path, config: WanConfig, text_config: TextConfig, device: torch.device
+) -> tuple[WanTransformer, TextEncoder]:
+    """Transformer and text encoder that `train flow` left in `run`, float32 on `device`."""
+    parts = nn.ModuleDict(
+        {"transformer": WanTransformer(config, device=device), "text": TextEncoder(text_config, device=device)}
+    )
+    try:
+        parts.load_state_dict(read_weights(run / "flow.safetensors"))
+    except RuntimeError as error:
+        raise CheckpointError(f"{run} was trained at other sizes than the demo preset's: {error}") from None
+    parts.requires_grad_(False)
+    return parts["transformer"], parts["text"]  # type: ignore[return-value]
+
+
+def another(network: WanTransformer, **changes: Any) -> WanTransformer:
+    """A network beside this one, with other fields of WanConfig; its weights are not set."""
+    return WanTransformer(replace(network.config, **changes), device=network.head.head.weight.device)
+
+
+def bank_of(model: DemoModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
+    """Clips of the demo world at the model's size; `seed` is the first rank's, each has clips of its own.
+
+    Raises RequestError for subjects that the model was not trained on.
+    """
+    preset = model.preset
+    unknown = sorted({subject.name for subject in atlas_subjects(atlas)} - set(preset.subjects))
+    if unknown and preset.subjects:
+        raise RequestError(
+            f"{atlas} has subjects that the model was not trained on, as {unknown[0]}: bake another world with "
+            f"--subjects '{','.join(preset.subjects)}'"
+        )
+    scenes = World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
+    return LatentBank(scenes, model.vae, model.tokenizer, size=size, fresh=fresh, seed=seed + rank_and_size()[0])
+
+
+def distilled(teacher: ModelPreset, sigma_max: float, **attention: Any) -> ModelPreset:
+    """The teacher's preset with a student's sampler, and the kind of attention that it was tuned for."""
+    return replace(
+        teacher,
+        transformer=replace(teacher.transformer, **attention),
+        sampler="rcm",
+        num_steps=len(RCM_MID_ANGLES) + 1,
+        sigma_max=sigma_max,
+        shift=None,
+        guidance=None,
+    )
+
+
+def digest(network: nn.Module) -> str:
+    """Of the weights, to tell whether two trainings began from the same."""
+    found = hashlib.sha256()
+    for name, x in sorted(network.state_dict().items()):
+        found.update(name.encode() + x.float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def read_teacher(model: str, device: torch.device) -> DemoModel:
+    """The demo model or a folder of its kind, in float32, frozen, with dense attention: what training makes faster.
+
+    Raises RequestError for a model that is distilled, or of two experts.
+    """
+    origin = source.identify(model)
+    preset, paths = origin.preset, source.files(origin)
+    if preset.sampler != "flow" or preset.experts != 1 or preset.task != "t2v":
+        raise RequestError(f"{model} is no teacher: that is a model that samples its flow, as demo or a packed folder")
+    # Dense attention by cuDNN on a GPU, and its derivative by a kernel; nothing in 8 bits, which has no gradient.
+    kernels = Kernels(attention="triton" if device.type == "cuda" else "reference")
+    config = replace(preset.transformer, attention_type="original", quant_linear="off", kernels=kernels)
+    return read_model(preset, config, paths, device, torch.float32)
+
+
+def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:
+    """The run's spiece.model; that of the run it starts from, or trained on captions, when it has none yet."""
+    path = run / "spiece.model"
+    rank, ranks = rank_and_size()
+    if not path.exists() and rank == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        if start:
+            path.write_bytes((start.parent / "spiece.model").read_bytes())
+        else:
+            train_tokenizer(caption_sample(subjects, VOCABULARY_CAPTIONS), path, config.vocab_size)
+    if ranks > 1:
+        torch.distributed.barrier()
+    return Tokenizer(path, config.text_len)
+
+
+def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path) -> int:
+    """Write the model folder of a VAE and a teacher; returns its bytes."""
+    demo = MODELS["demo"]
+    cpu = torch.device("cpu")
+    transformer, text = read_flow(flow_run, demo.transformer, demo.text, cpu)
+    preset = replace(demo, subjects=tuple(subject.name for subject in atlas_subjects(atlas)))
+    tokenizer = Tokenizer(flow_run / "spiece.model", demo.text.text_len)
+    return write_model(target, DemoModel(preset, transformer, text, read_vae(vae_run, cpu), tokenizer))
+
+
+def pack_distilled(target: Path, teacher: DemoModel, preset: ModelPreset, student: Mapping[str, Tensor]) -> int:
+    """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes."""
+    transformer = WanTransformer(replace(preset.transformer, kernels=REFERENCE, quant_linear="off"))
+    try:
+        transformer.load_state_dict(dict(student))
+    except RuntimeError as error:
+        raise CheckpointError(f"these weights are not of a student of this teacher: {error}") from None
+    return write_model(target, replace(teacher, preset=preset, transformer=transformer))
+
+
+def write_model(target: Path, model: DemoModel) -> int:
+    """Write a model folder, whose parts are bfloat16 afterwards; returns its bytes.
+
+    Large weights are stored in int8 blocks, the rest in bfloat16; they are computed with in float32 where Wan does so.
+    """
+    preset = model.preset
+    sampling = {name: getattr(preset, name) for name in SAMPLING_FIELDS}
+    config: dict[str, Any] = {
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
+        "about": {"title": preset.title, "file_name": preset.file_name, "subjects": list(preset.subjects)},
+    }
+    save_folder(
+        target,
+        config=config,
+        transformer=model.transformer.to(torch.bfloat16),
+        vae=model.vae.to(torch.bfloat16),
+        text=model.text.to(torch.bfloat16),
+        tokenizer=model.tokenizer.path,
+        store="int8_block",
+    )
+    return sum(path.stat().st_size for path in target.iterdir())

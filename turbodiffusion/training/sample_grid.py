@@ -1,0 +1,32 @@
+"""Sample sheets: what the model draws for eight fixed prompts, so that a person can see a run learn."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from turbodiffusion.inference.batch import DemoModel, make_clips
+
+PROMPTS = (
+    "an orange cat runs to the right through a sunny garden",
+    "一只企鹅在雪地里向左走",
+    "a red rocket flies up into the night sky",
+    "一条蓝色的鱼在水下向右游",
+    "a brown horse gallops to the left in a forest",
+    "一架飞机在天空中向右飞",
+    "a sailboat drifts to the left on the sea at sunset",
+    "一辆红色的汽车在城市里向右行驶",
+)
+SHOWN, SIDE = 7, 128  # frames of a clip, pixels
+
+
+def draw_sheet(model: DemoModel, path: Path) -> None:
+    """Write a PNG with a row of frames for each of PROMPTS, in their order, seeds 1, 2, ..."""
+    videos = make_clips(model, PROMPTS, range(1, len(PROMPTS) + 1))
+    picks = torch.linspace(0, videos.shape[2] - 1, SHOWN).round().long().to(videos.device)
+    pixels = ((videos[:, :, picks] + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+    sheet = Image.new("RGB", (SHOWN * SIDE, len(PROMPTS) * SIDE))
+    for row, clip in enumerate(pixels):
+        for column, frame in enumerate(clip):
+            sheet.paste(Image.fromarray(frame).resize((SIDE, SIDE)), (column * SIDE, row * SIDE))
+    sheet.save(path)
