@@ -3,9 +3,37 @@
 The command line prints such a message without a traceback and ends with exit code 2.
 """
 
+from typing import Any
+
+from turbodiffusion.texts import Text, catalogue
+
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done as asked."""
+    """Something the user asked for cannot be done as asked.
+
+    `UserError("request.prompt_empty", field=...)`: a code of the catalogue (`texts/`) and its parameters; `str` renders
+    it in the language of the moment, `text.render("zh")` in another.
+    """
+
+    def __init__(self, code: str, **params: Any) -> None:
+        # A sentence that has no code yet is its own text.
+        self.text = Text(code, params) if code in catalogue("en") else Text("error.internal", {"message": code})
+        super().__init__(code, params)
+
+    @property
+    def code(self) -> str:
+        return self.text.code
+
+    def __str__(self) -> str:
+        return str(self.text)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry code and parameters to another process."""
+        return _rebuild, (type(self), self.args)
+
+
+def _rebuild(kind: type[UserError], args: tuple[str, dict[str, Any]]) -> UserError:
+    return kind(args[0], **args[1])
 
 
 class RequestError(UserError):

@@ -45,8 +45,9 @@ def test_a_video_needs_no_compiler_and_no_transformers(tmp_path, linears):
     words += ["--quant-linear", linears]
     heavy = ["torch._dynamo", "sympy", "transformers"]
     code = (
-        f"import sys; from turbodiffusion.cli.main import main; assert main(['generate', *{words}, '--output', sys.argv[1]]) "
-        f"== 0; print([name for name in {heavy} if name in sys.modules])"
+        "import sys; from turbodiffusion.cli.main import main; "
+        f"assert main(['generate', *{words}, '--output', sys.argv[1]]) == 0; "
+        f"print([name for name in {heavy} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
