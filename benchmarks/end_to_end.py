@@ -136,7 +136,7 @@ def resident_rows(folder: Path, rows: list[Row], runs: int, outputs: Path, weigh
     torch.cuda.reset_peak_memory_stats()
     rows += warm_rows(pipeline, 4, runs, outputs, weights)
     peak = torch.cuda.max_memory_allocated() / memory.GIB
-    method = f"{weights}; PyTorch's tensors at their most while warm videos are made; {pipeline.memory_plan}"
+    method = f"{weights}; PyTorch's tensors at their most while warm videos are made; {pipeline.model.memory_plan}"
     rows.append(Row(f"peak.{MODEL}.resident.gib", peak, "GiB", "lower", None, method))
     rows += warm_rows(pipeline, 2, runs, outputs, weights)
     return frames
@@ -164,7 +164,7 @@ def offload_rows(
         off = float(np.abs(frames.astype(np.int16) - expected).mean())
         assert off < CLOSE, f"another video than with every part on the GPU: {off:.2f} levels on average"
         compared = f"{off:.3f} levels of 255 from the resident video"
-    weights = f"{weights}; {pipeline.memory_plan}; {compared}"
+    weights = f"{weights}; {pipeline.model.memory_plan}; {compared}"
     rows = warm_rows(pipeline, 4, chosen.runs, outputs, weights, way=".offload")
     peak, reserved = (
         count() / memory.GIB for count in (torch.cuda.max_memory_allocated, torch.cuda.max_memory_reserved)

@@ -154,8 +154,8 @@ def check(name: str, mode: Mode, base: WanConfig) -> tuple[bool, Row]:
 
 def demo_errors() -> list[Row]:
     """The relative L2 error of the demo model's velocity in 8-bit rows against float32, at three noise levels."""
-    origin = source.identify("demo")
-    preset, paths = origin.preset, source.files(origin)
+    origin = source.resolve_model("demo")
+    preset, paths = origin.preset, source.fetch_files(origin)
     x_BCTHW, _, text_BSE = inputs(preset.transformer, DEMO_LATENT)
     text_BSE[:, 16:] = 0  # past a prompt's end; its states are random, so that this needs no text encoder
 

@@ -24,8 +24,8 @@ CHART = "images/performance.svg"
 MARKED = re.compile(r"(<!-- ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MISSING = "*Not measured yet: `{}`.*\n"
 OTHER_GPUS = ("h100.json",)
-STAGES = ("text", "diffusion", "decode", "encode")
-COLOURS = {"text": "#7a5195", "diffusion": "#2f6f9f", "decode": "#d98c3f", "encode": "#9a9a9a"}
+STAGES = ("text_encode", "denoise", "vae_decode", "mp4_encode")
+COLOURS = {"text_encode": "#7a5195", "denoise": "#2f6f9f", "vae_decode": "#d98c3f", "mp4_encode": "#9a9a9a"}
 
 
 @dataclass(frozen=True)

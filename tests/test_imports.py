@@ -7,6 +7,7 @@ version from it.
 
 import ast
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -18,6 +19,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "turbodiffusion"
 FACE = {PACKAGE, f"{PACKAGE}.__main__"}
+PLAIN = ("texts", "errors", "config", "schedules", "memory", "presets", "request")  # data: neither torch nor numpy
+# What the arrows allow and the design does not: pairs of (importing module, imported module), by prefix.
+NEVER = [
+    *((own, plain) for own in ("ops", "nn", "models", "parallel") for plain in ("memory", "presets", "request")),
+    ("ops", "parallel"),
+    ("serving", "training"),
+    ("training", "serving"),
+    ("evaluation", "serving"),
+    *((f"serving.{own}", heavy) for own in ("app", "job_store", "messages") for heavy in ("torch", "numpy")),
+    ("serving.studio", "inference"),
+]
+PIPELINE_OPENERS = ("serving.worker",)  # of serving
 DEMO_IMPORTS = {"demo", "errors", "texts", "numpy", "torch", "PIL"}
 OVER_DEMO = ("inference", "training", "evaluation", "cli")  # that know the demo world
 # Not on every machine: a GPU box has no command line, a CPU no triton. Only these modules import them at the top, and
@@ -114,7 +127,7 @@ def test_every_import_follows_the_arrows():
         ("ops.x", "from turbodiffusion.nn.norm import RMSNorm"),
         ("ops.x", "import turbodiffusion.inference.pipeline as p"),
         ("nn.x", "from turbodiffusion import models"),
-        ("models.x", "def f():\n    from turbodiffusion.presets import MODELS"),
+        ("models.x", "def f():\n    from turbodiffusion.checkpoint.load import load_vae"),
         ("memory.x", "if TYPE_CHECKING:\n    from turbodiffusion.request import Request"),
         ("presets", "from turbodiffusion.demo.words import SCENES"),
         ("demo.x", "from turbodiffusion.models.vae.model import WanVAE"),
@@ -125,6 +138,55 @@ def test_every_import_follows_the_arrows():
 )
 def test_an_import_against_the_arrows_is_found(module, line):
     assert len(violations({**SOURCES, f"{PACKAGE}.{module}": line})) == 1
+
+
+def prohibited(sources: Mapping[str, str]) -> list[str]:
+    """Imports that NEVER names, and torch or numpy in the plain layer, one line each."""
+    pairs = [*NEVER, *((own, heavy) for own in PLAIN for heavy in ("torch", "numpy"))]
+    found = []
+    for module, source in sources.items():
+        own = module.removeprefix(f"{PACKAGE}.")
+        for target in imports(module, source, sources):
+            there = target.removeprefix(f"{PACKAGE}.")
+            if any(_under(own, a) and _under(there, b) for a, b in pairs):
+                found.append(f"{module} imports {target}")
+            elif _under(own, "serving") and own not in PIPELINE_OPENERS and _under(there, "inference.pipeline"):
+                found.append(f"{module} imports {target}: only the worker opens a pipeline")
+    return found
+
+
+def _under(module: str, prefix: str) -> bool:
+    return module == prefix or module.startswith(f"{prefix}.")
+
+
+def test_nothing_imports_what_the_design_keeps_apart():
+    assert prohibited(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("memory.plan", "def f():\n    import torch"),
+        ("request", "from numpy import ndarray"),
+        ("ops.norm.rope", "from turbodiffusion.parallel.groups import rank_and_size"),
+        ("models.wan", "from turbodiffusion.request import Request"),
+        ("serving.app", "if TYPE_CHECKING:\n    import torch"),
+        ("serving.studio.page", "from turbodiffusion.inference.load_options import LoadOptions"),
+        ("serving.launch", "from turbodiffusion.inference.pipeline import Pipeline"),
+        ("serving.worker", "from turbodiffusion.training.trainer import Trainer"),
+        ("training.recipes.rcm", "from turbodiffusion.serving.worker import Worker"),
+    ],
+)
+def test_an_import_that_the_design_keeps_apart_is_found(module, line):
+    assert len(prohibited({f"{PACKAGE}.{module}": line})) == 1
+
+
+def test_the_plain_layer_imports_neither_torch_nor_numpy():
+    """As it happens, and not only as it is written."""
+    names = ", ".join(f"{PACKAGE}.{name}" for name in (*PLAIN, "memory.plan", "inference.load_options"))
+    code = f"import sys, {names}; print(sorted({{'torch', 'numpy'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def circle(sources: Mapping[str, str]) -> list[str]:

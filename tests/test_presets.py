@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from turbodiffusion.errors import RequestError
+from turbodiffusion.memory.weights import text_parameters
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.wan import WanTransformer
-from turbodiffusion.presets import MODELS, RECIPES, SIZES, find_model, find_recipe, size_for, text_parameters
+from turbodiffusion.presets import MODELS, RECIPES, SIZES, find_model, find_recipe, size_for
 
 
 @pytest.mark.parametrize("preset", MODELS.values(), ids=MODELS)

@@ -7,16 +7,10 @@ The demo model is inside this package; its folder's model.json is the truth abou
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import lru_cache
-
-import torch
-from torch import nn
 
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import RequestError
-from turbodiffusion.models.umt5 import BUCKETS
-from turbodiffusion.models.vae.model import WanVAE
-from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.memory.weights import text_bytes, transformer_bytes, vae_bytes
 
 # width, height
 SIZES = {
@@ -102,12 +96,12 @@ class ModelPreset:
         repos = dict(self.published)
         repo = repos.get(resolution or "", self.published[0][1])
         kind = "int8_block" if quantized else "off"
-        transformer_bytes = _transformer_bytes(replace(self.transformer, quant_linear=kind))
+        transformer = transformer_bytes(replace(self.transformer, quant_linear=kind), "bfloat16")
         roles = ("transformer", "transformer_low")[: self.experts]
         return (
-            *(HubFile(repo, self._path(repo, role, quantized), role, transformer_bytes) for role in roles),
-            HubFile(WAN_REPO, VAE_PATH, "vae", _vae_bytes(self.vae)),
-            HubFile(WAN_REPO, TEXT_PATH, "text", 2 * text_parameters(self.text)),
+            *(HubFile(repo, self._path(repo, role, quantized), role, transformer) for role in roles),
+            HubFile(WAN_REPO, VAE_PATH, "vae", vae_bytes(self.vae)),
+            HubFile(WAN_REPO, TEXT_PATH, "text", text_bytes(self.text, "bfloat16")),
             HubFile(WAN_REPO, TOKENIZER_PATH, "tokenizer", TOKENIZER_BYTES),
         )
 
@@ -226,14 +220,6 @@ def size_for(resolution: str, aspect_ratio: str) -> tuple[int, int]:
     return sizes[_find("aspect ratio", aspect_ratio, sizes)]
 
 
-def text_parameters(config: TextConfig) -> int:
-    """The umT5 encoder's number of parameters, without building it."""
-    inner = config.num_heads * config.d_kv
-    layer = 4 * config.d_model * inner + 3 * config.d_model * config.d_ff + 2 * config.d_model
-    layer += BUCKETS * config.num_heads
-    return config.vocab_size * config.d_model + config.num_layers * layer + config.d_model
-
-
 def _find(kind: str, name: str, known: Iterable[str], also: str = "") -> str:
     """`name` as it is known. Raises RequestError with the nearest known name first, then all."""
     known = tuple(known)
@@ -242,17 +228,3 @@ def _find(kind: str, name: str, known: Iterable[str], also: str = "") -> str:
     near = get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise RequestError(f"unknown {kind} {name!r}: {hint}there are {', '.join(known)}{f', or {also}' if also else ''}")
-
-
-@lru_cache
-def _transformer_bytes(config: WanConfig) -> int:
-    return _state_bytes(WanTransformer(config, device="meta", dtype=torch.bfloat16))
-
-
-@lru_cache
-def _vae_bytes(config: VAEConfig) -> int:
-    return _state_bytes(WanVAE(config, device="meta"))  # published in float32
-
-
-def _state_bytes(module: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in module.state_dict().values())

@@ -61,7 +61,7 @@ def test_filled_weights_keep_the_size_of_activations(end_to_end):
 
 
 def test_the_stages_of_a_cold_process_are_read_from_what_it_prints(end_to_end):
-    spent = {"load": 1.2, "text": 0.3, "diffusion": 12.0, "decode": 0.5, "encode": 0.0}
+    spent = {"load": 1.2, "text_encode": 0.3, "denoise": 12.0, "vae_decode": 0.5, "mp4_encode": 0.0}
     request = Request("a cat (of 2.5 years, large)", num_steps=4, seed=3)
     result = Result(request, np.zeros((5, 16, 16, 3), np.uint8), b"", "cat.mp4", spent, ())
     log = io.StringIO()

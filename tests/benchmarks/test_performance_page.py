@@ -38,7 +38,7 @@ def test_tables_and_chart_come_from_the_files(command, page, tmp_path):
     def row(name, value, unit="s", target=None, better="lower", method="a clock"):
         return Row(name, value, unit, better, target, method)
 
-    stages = {"text": 0.02, "diffusion": 0.5, "decode": 0.7, "encode": 0.05}
+    stages = {"text_encode": 0.02, "denoise": 0.5, "vae_decode": 0.7, "mp4_encode": 0.05}
     rows = [
         row("original.1_3b.480p.forward_ms", 600.0, "ms"),
         row("tuned.1_3b.480p.forward_ms", 500.0, "ms"),

@@ -14,11 +14,22 @@ from turbodiffusion.config import REFERENCE, Kernels
 from turbodiffusion.errors import MachineError
 from turbodiffusion.evaluation import result_file as results
 from turbodiffusion.inference import doctor
+from turbodiffusion.memory.plan import DeviceInfo
 from turbodiffusion.ops import cases as table
 from turbodiffusion.ops.cases import Case
 
 CPU = torch.device("cpu")
-H200 = doctor.Machine("NVIDIA H200", (9, 0), 150 << 30, "580.65.06", "2.11.0", "13.0", "3.6.0")
+H200 = DeviceInfo(
+    "cuda",
+    "NVIDIA H200",
+    150 << 30,
+    149 << 30,
+    16,
+    64 << 30,
+    (9, 0),
+    "580.65.06",
+    {"torch": "2.11.0", "cuda": "13.0", "triton": "3.6.0"},
+)
 
 
 def case(name: str, group: str, kernel=None, **others) -> Case:
@@ -57,13 +68,14 @@ def gpu(monkeypatch):
     """The answers of a GPU from a CPU's tensors; returns a function that sets the kernels and counts the checks."""
     calls = []
 
-    def install(*kernels: Case, here: doctor.Machine = H200) -> list[int]:
+    def install(*kernels: Case, here: DeviceInfo = H200) -> list[int]:
         def all_cases(device, width, *, heads=None):
             calls.append(width)
             yield from kernels
 
         monkeypatch.setattr(doctor, "cases", all_cases)
-        monkeypatch.setattr(doctor, "machine", lambda device: here)
+        monkeypatch.setattr(doctor, "device_info", lambda device: here)
+        monkeypatch.setattr("turbodiffusion.inference.device.device_info", lambda device: here)
         doctor._choose.cache_clear()
         return calls
 
@@ -78,15 +90,15 @@ def test_a_cpu_gets_the_references_and_runs_nothing(monkeypatch):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gpu": None}, "NVIDIA GPU"),
+        ({"device": "cpu"}, "NVIDIA GPU"),
         ({"capability": (7, 5)}, "8.0 or more"),
-        ({"triton": None}, "pip install triton"),
+        ({"versions": {**H200.versions, "triton": "none"}}, "pip install triton"),
     ],
 )
 def test_a_machine_without_kernels_is_told_what_it_lacks(gpu, change, words):
     here = dataclasses.replace(H200, **change)
     calls = gpu(*RIGHT, here=here)
-    assert words in (doctor.lacking(here) or "")
+    assert words in (doctor.unsupported_reason(here) or "")
     assert doctor.choose("cpu") == REFERENCE and calls == []
 
 
@@ -123,7 +135,7 @@ def test_the_length_nearest_to_the_bound_is_reported(gpu):
 
 
 def test_a_kernel_that_the_gpu_is_too_old_for_is_left_out(gpu):
-    ampere = dataclasses.replace(H200, gpu="NVIDIA A100", capability=(8, 0))
+    ampere = dataclasses.replace(H200, name="NVIDIA A100", capability=(8, 0))
     gpu(*RIGHT, case("product.fp8", "linear", broken, needs=(8, 9)), here=ampere)
     assert [check.op for check in doctor.check_kernels("cuda")] == ["norm", "product", "sparse"]
 
@@ -159,11 +171,11 @@ def test_an_answer_is_kept_for_this_very_machine(gpu, monkeypatch):
     doctor.choose("cpu")
     assert len(calls) == 1
     for change in (
-        {"gpu": "NVIDIA H100 80GB HBM3"},
+        {"name": "NVIDIA H100 80GB HBM3"},
         {"capability": (10, 0)},
         {"driver": "590.1"},
-        {"torch": "2.12.0"},
-        {"triton": "3.7"},
+        {"versions": {**H200.versions, "torch": "2.12.0"}},
+        {"versions": {**H200.versions, "triton": "3.7"}},
     ):
         before = len(calls)
         gpu(*RIGHT, here=dataclasses.replace(H200, **change))
@@ -319,7 +331,7 @@ def test_bench_without_a_gpu_is_one_line(capsys):
 
 def test_bench_runs_the_scripts_of_a_checkout(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(upkeep, "BENCHMARKS", tmp_path)
-    monkeypatch.setattr(doctor, "lacking", lambda here: None)
+    monkeypatch.setattr(doctor, "unsupported_reason", lambda here: None)
     code, _, err = run(capsys, "bench", "ops")
     assert code == 2 and "ops.py, attention.py" in err and "clone the repository" in err
     for name, value in (("ops", 0), ("attention", 1)):
@@ -345,7 +357,7 @@ def test_warmup_makes_one_step_twice(capsys, tiny_model, monkeypatch):
     assert code == 0
     lines = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert lines["seconds"] == ["first", "then"]
-    assert {"load", "text", "diffusion", "decode", "encode", "all"} < set(lines)
+    assert {"load", "text_encode", "denoise", "vae_decode", "mp4_encode", "all"} < set(lines)
     assert all(len(values) == 2 for values in lines.values())
 
 

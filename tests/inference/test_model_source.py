@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
-from turbodiffusion.inference.model_source import files, identify
+from turbodiffusion.inference.model_source import fetch_files, resolve_model
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -52,28 +52,28 @@ def others_folder(tmp_path, tiny_model):
 
 
 def test_names_are_presets_in_any_case():
-    assert identify("WAN2.1-T2V-14B").preset is find_model("wan2.1-t2v-14b")
-    assert identify("wan2.2-i2v-a14b").path is None
+    assert resolve_model("WAN2.1-T2V-14B").preset is find_model("wan2.1-t2v-14b")
+    assert resolve_model("wan2.2-i2v-a14b").path is None
 
 
 @pytest.mark.parametrize("name", ["wan2.1-t2v-1.3", "wan2.1-t2v-1.3B "])
 def test_a_wrong_name_is_told_the_nearest(name):
     with pytest.raises(RequestError, match=r"did you mean 'wan2\.1-t2v-1\.3b'"):
-        identify(name)
+        resolve_model(name)
 
 
 @pytest.mark.parametrize("name", ["models/none", "none.pth", "/no/where.safetensors"])
 def test_a_missing_path_is_told_as_one(name):
     with pytest.raises(MissingFilesError, match=f"no model file or folder {name}"):
-        identify(name)
+        resolve_model(name)
 
 
 def test_our_folder_brings_its_defaults(tiny_model):
-    origin = identify(str(tiny_model))
+    origin = resolve_model(str(tiny_model))
     preset = origin.preset
     assert (preset.sampler, preset.num_steps, preset.shift, preset.guidance) == ("flow", 2, 3.0, 4.0)
     assert (preset.width, preset.height, preset.num_frames, preset.file_name) == (64, 64, 5, "Tiny")
-    found = files(origin)
+    found = fetch_files(origin)
     assert set(found) == {"transformer", "vae", "text", "tokenizer"}
     assert all(path.parent == tiny_model for path in found.values())
 
@@ -96,18 +96,18 @@ def edit(folder, target, **changes):
 )
 def test_our_folder_with_unusable_defaults_is_told(tiny_model, tmp_path, sampling, words):
     with pytest.raises(CheckpointError, match=words):
-        identify(str(edit(tiny_model, tmp_path / "edited", sampling=sampling)))
+        resolve_model(str(edit(tiny_model, tmp_path / "edited", sampling=sampling)))
 
 
 def test_our_folder_that_lacks_a_part_is_told(tiny_model, tmp_path):
     folder = edit(tiny_model, tmp_path / "edited")
     (folder / "vae.safetensors").unlink()
     with pytest.raises(MissingFilesError, match=r"lacks vae\.safetensors"):
-        identify(str(folder))
+        resolve_model(str(folder))
 
 
 def test_another_projects_folder_is_understood_by_its_shapes(others_folder):
-    origin = identify(str(others_folder))
+    origin = resolve_model(str(others_folder))
     preset = origin.preset
     assert preset.transformer == SMALL and preset.text == TEXT and preset.vae == VAEConfig(dim=8)
     assert (preset.task, preset.sampler, preset.num_steps, preset.shift, preset.guidance) == (
@@ -117,7 +117,7 @@ def test_another_projects_folder_is_understood_by_its_shapes(others_folder):
         8.0,
         6.0,
     )
-    found = {part: path.relative_to(others_folder).as_posix() for part, path in files(origin).items()}
+    found = {part: path.relative_to(others_folder).as_posix() for part, path in fetch_files(origin).items()}
     assert found == {
         "transformer": "transformer/diffusion_pytorch_model.safetensors",
         "vae": "Wan2.1_VAE.pth",
@@ -129,50 +129,50 @@ def test_another_projects_folder_is_understood_by_its_shapes(others_folder):
 def test_a_distilled_file_takes_wans_own_parts_from_the_hub(tmp_path, offline):
     config = replace(SMALL, text_dim=4096, text_len=512, attention_type="sla")
     path = write_transformer(tmp_path / "weights" / "TurboWan-tiny.pth", config)
-    origin = identify(str(path))
+    origin = resolve_model(str(path))
     preset = origin.preset
     assert (preset.sampler, preset.num_steps, preset.sigma_max, preset.file_name) == ("rcm", 4, 80.0, "TurboWan-tiny")
     assert preset.transformer.attention_type == "sla" and preset.transformer.round_time_to_bf16
     with pytest.raises(MissingFilesError) as error:
-        files(origin)
+        fetch_files(origin)
     words = str(error.value)
     assert "Wan2.1_VAE.pth" in words and "models_t5_umt5-xxl-enc-bf16.pth" in words and "spiece.model" in words
     assert "TurboWan" not in words
 
 
 def test_parts_beside_a_file_are_taken(others_folder):
-    origin = identify(str(others_folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+    origin = resolve_model(str(others_folder / "transformer" / "diffusion_pytorch_model.safetensors"))
     assert origin.preset.transformer == SMALL
     moved = others_folder / "mine.safetensors"
     shutil.move(others_folder / "transformer" / "diffusion_pytorch_model.safetensors", moved)
     (others_folder / "config.json").write_text(json.dumps({"num_heads": 1, "text_len": 16}))
-    found = files(identify(str(moved)))
+    found = fetch_files(resolve_model(str(moved)))
     assert found["transformer"] == moved and found["vae"] == others_folder / "Wan2.1_VAE.pth"
 
 
 def test_two_experts_lie_beside_each_other(tmp_path):
     config = replace(SMALL, in_dim=36, text_dim=4096, text_len=512)
     low = write_transformer(tmp_path / "a14b-low.pth", config)
-    origin = identify(str(low))
+    origin = resolve_model(str(low))
     assert (origin.preset.task, origin.preset.experts, origin.preset.boundary) == ("i2v", 2, 0.9)
     assert (origin.preset.num_steps, origin.preset.guidance) == (40, 3.5)
     with pytest.raises(MissingFilesError, match="the other must lie beside it"):
-        files(origin)
+        fetch_files(origin)
 
 
 def test_a_file_that_is_no_transformer_is_told(tmp_path):
     torch.save(WanVAE(VAEConfig(dim=8)).state_dict(), tmp_path / "Wan2.1_VAE.pth")
     with pytest.raises(CheckpointError, match="holds a vae; a model is a transformer's file, or a folder"):
-        identify(str(tmp_path / "Wan2.1_VAE.pth"))
+        resolve_model(str(tmp_path / "Wan2.1_VAE.pth"))
 
 
 def test_clip_models_are_refused_with_the_way_out(tmp_path):
     path = write_transformer(tmp_path / "i2v.pth", replace(SMALL, in_dim=36, image_dim=64))
     with pytest.raises(CheckpointError, match=r"needs CLIP's image encoder; wan2\.2-i2v-a14b does without"):
-        identify(str(path))
+        resolve_model(str(path))
 
 
 def test_a_small_models_own_parts_are_not_looked_for_on_the_hub(others_folder, offline):
     (others_folder / "spiece.model").unlink()
     with pytest.raises(MissingFilesError, match="has no tokenizer"):
-        files(identify(str(others_folder)))
+        fetch_files(resolve_model(str(others_folder)))

@@ -1,123 +1,31 @@
 """The pipeline on small random models: against the loop written out, over all kinds, and when things go wrong."""
 
 import itertools
-import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import constants
 from PIL import Image
 
 import turbodiffusion as td
-from turbodiffusion.checkpoint.folder import save_folder
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
-from turbodiffusion.config import REFERENCE, TRITON, TextConfig, VAEConfig, WanConfig
-from turbodiffusion.errors import CheckpointError, MachineError, MissingFilesError, OutputError, RequestError
-from turbodiffusion.inference import auto as kinds
-from turbodiffusion.inference import doctor
+from turbodiffusion.errors import CheckpointError, MachineError, OutputError, RequestError
 from turbodiffusion.inference import model_source as source
-from turbodiffusion.inference.auto import Kinds, choose_linears, fitting
-from turbodiffusion.inference.pipeline import _job, _Stages
-from turbodiffusion.inference.sampling import noise, sample_flow
+from turbodiffusion.inference.sampling import State, noise, sample_flow
+from turbodiffusion.inference.stage_timer import StageTimer
 from turbodiffusion.media import video
 from turbodiffusion.media.image import adaptive_size, fit, load_image
-from turbodiffusion.memory import plan as memory
-from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
+from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
-from turbodiffusion.ops.implementations import attention_obstacle
-from turbodiffusion.presets import find_model
 from turbodiffusion.request import Request
 from turbodiffusion.schedules import flow_times, rcm_times
 
-# 9 frames of 64x64 are 3 x 4 x 4 tokens: three blocks of 16, of which SLA keeps one
-CONFIG = WanConfig(
-    dim=128,
-    ffn_dim=256,
-    num_heads=2,
-    num_layers=2,
-    text_dim=32,
-    text_len=16,
-    freq_dim=32,
-    sla_topk=0.34,
-    sla_block_q=16,
-    sla_block_k=16,
-)
-FLOW = {"sampler": "flow", "num_steps": 3, "shift": 3.0, "guidance": 4.0, "resolution": "64x64", "num_frames": 9}
-RCM = {"sampler": "rcm", "num_steps": 4, "sigma_max": 80.0, "resolution": "64x64", "num_frames": 9}
 PROMPT = "a red fox runs"
-
-
-def random_transformer(config: WanConfig, seed: int) -> WanTransformer:
-    torch.manual_seed(seed)
-    model = WanTransformer(config)
-    torch.nn.init.normal_(model.head.head.weight, std=0.1)  # zero at the start of training
-    for name, parameter in model.named_parameters():
-        if "proj_l" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-@pytest.fixture(scope="module")
-def spiece(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("words") / "spiece.model"
-    train_tokenizer(
-        [f"a {c} {s} {v}" for c in ("red", "blue") for s in ("fox", "cat") for v in ("runs", "flies")], path, 300
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def make_folder(tmp_path_factory, spiece):
-    """Write a model folder; options: i2v, sampling, and `damage(parts)` to break weights before they are saved."""
-
-    def make(name="tiny", *, i2v=False, sampling=None, config=CONFIG, damage=None) -> Path:
-        folder = tmp_path_factory.mktemp("models") / name
-        config = replace(config, in_dim=36) if i2v else config
-        torch.manual_seed(1)
-        text = TextConfig(d_model=32, num_layers=1, num_heads=2, d_kv=16, d_ff=64, vocab_size=300, text_len=16)
-        parts = {
-            "transformer": random_transformer(config, 2),
-            "vae": WanVAE(VAEConfig(dim=8)),
-            "text": TextEncoder(text),
-        }
-        if i2v:
-            parts["transformer_low"] = random_transformer(config, 3)
-        if damage:
-            with torch.no_grad():
-                damage(parts)
-        defaults = sampling or ({**RCM, "boundary": 0.9, "sigma_max": 200.0} if i2v else FLOW)
-        save_folder(folder, config={"sampling": defaults, "about": {}}, tokenizer=spiece, **parts)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def flow_folder(make_folder):
-    return make_folder("flow")
-
-
-@pytest.fixture(scope="module")
-def rcm_folder(make_folder):
-    return make_folder("rcm", sampling=RCM)
-
-
-@pytest.fixture(scope="module")
-def i2v_folder(make_folder):
-    return make_folder("i2v", i2v=True)
-
-
-@pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    path = tmp_path_factory.mktemp("pictures") / "wide.png"
-    x, y = np.meshgrid(np.linspace(0, 255, 160), np.linspace(0, 255, 96))
-    Image.fromarray(np.stack((x, y, 255 - x), axis=-1).astype(np.uint8)).save(path)
-    return path
 
 
 def load(folder, **options):
@@ -128,7 +36,7 @@ class ByHand:
     """The parts of a folder, loaded without the pipeline."""
 
     def __init__(self, folder: Path):
-        preset = source.identify(str(folder)).preset
+        preset = source.resolve_model(str(folder)).preset
         self.tokenizer = Tokenizer(folder / "spiece.model", preset.text.text_len)
         self.text, self.vae = TextEncoder(preset.text), WanVAE(preset.vae)
         load_text(self.text, folder)
@@ -206,7 +114,7 @@ def test_image_to_video_is_the_loop_written_out(i2v_folder, picture, boundary, e
 def test_image_and_experts_matter(i2v_folder, picture, tmp_path):
     pipe = load(i2v_folder)
     first = pipe.generate(Request(PROMPT, image=picture, seed=7))
-    assert set(first.seconds) == {"load", "text", "image", "diffusion", "decode", "encode"}
+    assert set(first.seconds) == {"load", "text_encode", "image_encode", "denoise", "vae_decode", "mp4_encode"}
     Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "red.png")
     other = pipe.generate(Request(PROMPT, image=tmp_path / "red.png", seed=7))
     assert not np.array_equal(first.frames, other.frames)
@@ -249,8 +157,8 @@ def test_topk_is_a_kind_too(flow_folder):
     assert np.abs(dense.astype(int) - frames[3]).max() <= 1
 
 
-def test_a_model_trained_with_sla_runs_dense_and_back(make_folder):
-    pipe = load(make_folder("sparse", config=replace(CONFIG, attention_type="sla")))
+def test_a_model_trained_with_sla_runs_dense_and_back(make_folder, small_config):
+    pipe = load(make_folder("sparse", config=replace(small_config, attention_type="sla")))
     first = pipe.generate(Request(PROMPT, seed=1))
     assert first.request.attention_type == "sla" and first.request.sla_topk == 0.34 and first.notices == ()
     dense = pipe.generate(Request(PROMPT, seed=1, attention_type="original"))
@@ -291,18 +199,18 @@ def test_progress_tells_every_step(flow_folder):
     assert [(p.stage, p.step, p.total) for p in seen] == [("load", i, 3) for i in range(4)]
     seen.clear()
     result = pipe.generate(Request(PROMPT, seed=1), on_progress=seen.append)
-    assert list(dict.fromkeys(p.stage for p in seen)) == ["text", "diffusion", "decode", "encode"]
-    for stage, total in (("text", 2), ("diffusion", 3), ("decode", 3), ("encode", 1)):
+    assert list(dict.fromkeys(p.stage for p in seen)) == ["text_encode", "denoise", "vae_decode", "mp4_encode"]
+    for stage, total in (("text_encode", 2), ("denoise", 3), ("vae_decode", 3), ("mp4_encode", 1)):
         steps = [p for p in seen if p.stage == stage]
         assert [(p.step, p.total) for p in steps] == [(i, total) for i in range(total + 1)]
         assert steps[0].seconds_left is None and steps[-1].seconds_left == 0
         assert all(p.seconds_left > 0 for p in steps[1:-1])
-    assert list(result.seconds) == ["load", "text", "diffusion", "decode", "encode"]
+    assert list(result.seconds) == ["load", "text_encode", "denoise", "vae_decode", "mp4_encode"]
     assert all(seconds > 0 for seconds in result.seconds.values())
     assert pipe.generate(Request(PROMPT, seed=1)).seconds["load"] == 0
 
 
-@pytest.mark.parametrize("stage", ["load", "text", "diffusion", "decode", "encode"])
+@pytest.mark.parametrize("stage", ["load", "text_encode", "denoise", "vae_decode", "mp4_encode"])
 def test_a_cancelled_video_leaves_the_pipeline_whole(flow_folder, stage):
     pipe = load(flow_folder)
     first = pipe.generate(Request(PROMPT, seed=1))
@@ -323,7 +231,7 @@ def test_an_encoders_failure_comes_through(flow_folder):
     wrong = video.Encoder(32, 32, 16, {})
     threads = threading.active_count()
     with pytest.raises(AssertionError):
-        pipe._decode(torch.zeros(SHAPE), (64, 64), wrong, _Stages(None, torch.device("cpu")))
+        pipe._decode(torch.zeros(SHAPE), (64, 64), wrong, StageTimer(None, torch.device("cpu")))
     assert threading.active_count() == threads
 
 
@@ -374,7 +282,7 @@ def test_notices_reach_the_result(rcm_folder):
     told = []
     request = Request(PROMPT, seed=1, num_steps=1, negative_prompt="blur", guidance=5.0)
     result = load(rcm_folder).generate(request, lambda progress: told.append(progress.stage), told.append)
-    assert (*told[:2], told[2]) == (*result.notices, "text")  # before the work
+    assert (*told[:2], told[2]) == (*result.notices, "text_encode")  # before the work
     assert [notice.split()[0] for notice in result.notices] == ["negative_prompt", "guidance"]
     assert result.request.negative_prompt is None
 
@@ -388,100 +296,6 @@ def test_a_demo_model_says_what_length_it_knows():
     assert pipe.generate(request).notices == ()
 
 
-def test_states_of_prompts_are_kept_but_not_for_ever(rcm_folder):
-    prompts = load(rcm_folder)._prompts
-    for prompt in ["fox 0", *(f"fox {number}" for number in range(20)), "fox 4"]:
-        assert prompts.encode(prompt) is prompts._states[prompt]
-    assert list(prompts._states) == [*(f"fox {number}" for number in range(5, 20)), "fox 4"]
-
-
-def test_an_offloaded_text_encoder_makes_the_same_video(rcm_folder, caplog):
-    with caplog.at_level(logging.INFO, logger="turbodiffusion"):
-        pipe = load(rcm_folder, offload_text="on")
-    assert "the text encoder rests in CPU memory" in pipe.memory_plan and pipe.memory_plan in caplog.text
-    resident = load(rcm_folder)
-    assert "every part stays there" in resident.memory_plan
-    for prompt in (PROMPT, "a blue cat flies", PROMPT):
-        assert pipe.generate(Request(prompt, seed=1)).mp4 == resident.generate(Request(prompt, seed=1)).mp4
-
-
-def test_memory_may_be_limited(rcm_folder):
-    request = Request(PROMPT, seed=1, num_steps=1)
-    load(rcm_folder, max_memory=0.5).generate(request)
-    with pytest.raises(MachineError, match=r"\(--max-memory 0.01\) has 0.0 GiB of memory free of 0.0 GiB"):
-        load(rcm_folder, max_memory=0.01)
-    with pytest.raises(MachineError, match="max_memory is in GiB and more than 0, not -1"):
-        load(rcm_folder, max_memory=-1)
-    with pytest.raises(MachineError, match="offload_text 'yes': there are auto, on, off"):
-        load(rcm_folder, offload_text="yes")
-    pipe = load(rcm_folder, max_memory=0.1)
-    with pytest.raises(MachineError, match=r"480x480 .*--max-memory 0.1"):
-        pipe.generate(replace(request, resolution="480x480"))
-
-
-def test_chunks_are_smaller_where_the_gpu_is_not_empty(rcm_folder, monkeypatch):
-    """The VAE's chunk is that of an empty card unless it does not fit; then the result says so."""
-    pipe = load(rcm_folder)
-    request = Request(PROMPT, attention_type="original", quant_linear="off").resolve(pipe.preset)
-    job = _job("tiny", pipe.preset, request, (640, 640), torch.bfloat16, torch.device("cuda"), TRITON)
-    held = memory.needs(job).weights
-    for latents in (2, 1):
-        free = memory.needs(job, memory.Plan(False, latents)).total - held
-        here = memory.Machine("cuda", "card", 40 * memory.GIB, free, 8, 40 * memory.GIB)
-        monkeypatch.setattr(memory, "machine", lambda *_, here=here: here)
-        notices = [notice for notice in pipe._plan(job) if notice]
-        assert pipe._vae.latents_per_chunk == latents
-        assert notices == [] if latents == 2 else f"at once: {latents}; loaded for this video" in notices[0]
-
-
-@pytest.fixture
-def replayed(graphs_by_hand, monkeypatch):
-    """Pipelines whose plans have room for graphs; the list tells of captures."""
-    plan = memory.plan
-    monkeypatch.setattr(memory, "plan", lambda *a, **k: replace(plan(*a, **k), graphs=True))
-    return graphs_by_hand
-
-
-def test_replayed_videos_are_the_launched_ones(rcm_folder, replayed, monkeypatch):
-    """Over prompts, seeds, kinds and sizes, each of which has graphs of its own."""
-    wanted = [
-        Request(prompt, seed=seed, **words)
-        for words in ({}, {"sla_topk": 0.67}, {"num_frames": 5}, {})
-        for seed, prompt in enumerate((PROMPT, "a blue cat flies", PROMPT), 1)
-    ]
-    pipe = load(rcm_folder, attention_type="sla")
-    videos = [pipe.generate(request).frames for request in wanted]
-    # keys and values of two blocks, and beside these x and t; from the second context and the fifth forward on
-    assert replayed == 4 * [1, 6]
-    monkeypatch.undo()
-    plain = load(rcm_folder, attention_type="sla")
-    for request, frames in zip(wanted, videos, strict=True):
-        assert np.array_equal(plain.generate(request).frames, frames), request
-
-
-def test_each_expert_has_its_graphs(i2v_folder, picture, replayed, monkeypatch):
-    wanted = [Request(PROMPT, image=picture, seed=seed, boundary=0.9) for seed in range(1, 5)]
-    pipe = load(i2v_folder)
-    videos = [pipe.generate(request).frames for request in wanted]
-    assert replayed == [1, 1, 6, 6]
-    monkeypatch.undo()
-    plain = load(i2v_folder)
-    for request, frames in zip(wanted, videos, strict=True):
-        assert np.array_equal(plain.generate(request).frames, frames)
-
-
-def test_where_a_graph_does_not_fit_forwards_are_launched(rcm_folder, replayed, monkeypatch, caplog):
-    def overflow(self, function, inputs):
-        replayed.append(0)
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("turbodiffusion.models.cuda_graphs.Graphs._capture", overflow)
-    pipe = load(rcm_folder)
-    videos = [pipe.generate(Request(PROMPT, seed=1)).frames for _ in range(4)]
-    assert all(np.array_equal(video, videos[0]) for video in videos)
-    assert replayed == [0] and caplog.text.count("without CUDA graphs from now on") == 1
-
-
 def test_a_pipeline_makes_its_own_model_only(rcm_folder):
     pipe = load(rcm_folder)
     assert pipe.generate(Request(PROMPT, seed=1, num_steps=1, model=str(rcm_folder))).request.model == str(rcm_folder)
@@ -489,112 +303,56 @@ def test_a_pipeline_makes_its_own_model_only(rcm_folder):
         pipe.generate(Request(PROMPT, model="demo"))
 
 
-def test_kinds_are_resolved_once_and_logged(rcm_folder, caplog):
-    with caplog.at_level(logging.INFO, logger="turbodiffusion"):
-        pipe = load(rcm_folder, attention_type="sla", sla_topk=0.5, quant_linear="on")
-    assert pipe.kinds == Kinds("sla", 0.5, "int8_block")
-    assert "cpu in float32: attention sla, sla_topk 0.5, linears int8_block" in caplog.text
-    assert pipe.generate(Request(PROMPT, seed=1, num_steps=1)).request.sla_topk == 0.5
+class StoppedError(Exception):
+    pass
 
 
-def test_8_bit_linears_by_default_where_memory_is_short():
-    def gpu(gib):
-        return memory.Machine("cuda", "card", gib * memory.GIB, gib * memory.GIB, 8, gib * memory.GIB)
+def stopped_after(pipe, request, step: int) -> State:
+    """The sampler's state where a user stops a video."""
+    states = []
 
-    large, demo = (find_model(name).transformer for name in ("wan2.1-t2v-14b", "demo"))
-    for kernels, kind in ((REFERENCE, "int8_block"), (TRITON, "int8_row")):
-        assert choose_linears("auto", large, gpu(24), kernels) == kind
-        assert choose_linears("on", demo, gpu(80), kernels) == kind
-        assert choose_linears("auto", large, gpu(80), kernels) == "off"
-        assert choose_linears("auto", demo, gpu(24), kernels) == "off"
-        assert choose_linears("auto", large, memory.machine("cpu"), kernels) == "off"
-        assert choose_linears("fp8_row", demo, gpu(80), kernels) == "fp8_row"
+    def stop(state: State) -> None:
+        states.append(state)
+        if state.step == step:
+            raise StoppedError
 
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"device": "gpu"}, "there are auto, cpu, cuda, cuda:1"),
-        ({"device": "meta"}, "take auto, cpu or cuda"),
-        ({"device": "cuda:99"}, "this machine has .* take auto or cpu"),
-        ({"dtype": "float8"}, "there are auto, float32, bfloat16"),
-    ],
-)
-def test_devices_and_dtypes_are_named(rcm_folder, options, words):
-    with pytest.raises(MachineError, match=words):
-        load(rcm_folder, **options)
+    with pytest.raises(StoppedError):
+        pipe.generate(request, on_state=stop)
+    assert [state.step for state in states] == list(range(1, step + 1))
+    return states[-1]
 
 
-def test_a_large_model_asks_for_a_request_then_a_machine_then_files(monkeypatch, tmp_path):
-    def refuse(error, **options):
-        with pytest.raises(error) as caught:
-            td.Pipeline.load("wan2.1-t2v-14b", **options)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    gib = memory.GIB
-    small, large = (8 * gib, 7 * gib), (2048 * gib, 2000 * gib)
-    bad, good = Request(PROMPT, num_frames=80), Request(PROMPT)
-    monkeypatch.setattr(memory, "_system_memory", lambda: small)
-    assert "81 is the nearest" in refuse(RequestError, device="cpu", requests=[good, bad])
-    words = refuse(MachineError, device="cpu", requests=[good])
-    assert "needs" in words and "7.0 GiB of memory free of 8.0 GiB" in words and "model demo" in words
-    monkeypatch.setattr(memory, "_system_memory", lambda: large)
-    words = refuse(MissingFilesError, device="cpu", requests=[good])
-    assert "TurboWan2.1-T2V-14B-480P.pth" in words and "hf download" in words
-    words = refuse(MissingFilesError, device="cpu", requests=[replace(good, resolution="720p")], quant_linear="on")
-    assert "TurboWan2.1-T2V-14B-720P-quant.pth" in words
+@pytest.mark.parametrize("folder", ["flow_folder", "rcm_folder"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_stopped_video_goes_on_to_the_same_bytes(request, folder, step):
+    """Elsewhere too: the state goes through a file, into another pipeline."""
+    path = request.getfixturevalue(folder)
+    pipe = load(path)
+    wanted = pipe.model.fill(Request(PROMPT, seed=5))
+    whole = pipe.generate(wanted)
+    state = stopped_after(pipe, wanted, step)
+    state = State(state.step, state.x.clone(), tuple(x.clone() for x in state.history))
+    told = []
+    rest = load(path).generate(wanted, on_progress=told.append, resume=state)
+    assert rest.mp4 == whole.mp4 and np.array_equal(rest.frames, whole.frames)
+    denoise = [progress.step for progress in told if progress.stage == "denoise"]
+    assert denoise == list(range(step, wanted.num_steps + 1))
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of infinities, under Triton's interpreter
-def test_triton_kernels_make_the_same_video(flow_folder, caplog):
-    pytest.importorskip("triton", reason="Triton is not installed")
-    one_step = Request(PROMPT, seed=1, num_steps=1, guidance=1.0, quant_linear="on")
-    with caplog.at_level(logging.INFO, logger="turbodiffusion"):
-        pipe = load(flow_folder, kernels="triton")
-        result = pipe.generate(one_step)
-    assert pipe.kernels == TRITON and "kernels attention triton, linear triton" in caplog.text
-    assert result.request.quant_linear == "int8_row"  # complete: the stored request makes this video again
-    again = load(flow_folder, kernels="reference").generate(result.request)
-    assert np.abs(result.frames.astype(int) - again.frames).max() <= 2  # 8 bits on the edge between two levels
-
-    attention = pipe._experts[0].blocks[1].self_attn
-    place = attention.q.int8_weight.data_ptr()
-    pipe.generate(replace(one_step, attention_type="sage", num_steps=1))
-    other = pipe._experts[0].blocks[1].self_attn
-    assert other is not attention and other.q.int8_weight.data_ptr() == place
-    assert (
-        "attention by the reference: the Triton kernels take blocks of 64 or 128 tokens, not 16 and 16" in caplog.text
-    )
+def test_a_state_of_another_request_is_refused(rcm_folder):
+    pipe = load(rcm_folder)
+    state = stopped_after(pipe, Request(PROMPT, seed=5), 2)
+    with pytest.raises(RequestError, match="belongs to another request"):
+        pipe.generate(Request(PROMPT, seed=5, num_frames=5), resume=state)
+    with pytest.raises(RequestError, match="belongs to another request"):
+        pipe.generate(Request(PROMPT, seed=5, num_steps=1), resume=state)
 
 
-def test_kernels_that_cannot_run_here_are_refused(rcm_folder, monkeypatch):
-    with pytest.raises(MachineError, match="there are auto, reference, triton"):
-        load(rcm_folder, kernels="cuda")
-    monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(MachineError, match="impl 'triton' needs"):
-        load(rcm_folder, kernels="triton", device="cpu")
-    assert load(rcm_folder, device="cpu").kernels == REFERENCE
-
-
-def test_kernels_fit_the_network():
-    cpu, config = torch.device("cpu"), find_model("wan2.1-t2v-1.3b").transformer
-    fast = replace(config, attention_type="sagesla", quant_linear="int8_row")
-    assert fitting(TRITON, fast, cpu) == TRITON
-    assert fitting(TRITON, replace(fast, sla_block_q=32), cpu) == replace(TRITON, attention="reference")
-    assert fitting(TRITON, replace(fast, num_heads=16), cpu) == replace(TRITON, attention="reference")
-    assert fitting(TRITON, replace(fast, ffn_dim=8968), cpu) == replace(TRITON, linear="reference")
-    assert fitting(TRITON, replace(fast, ffn_dim=8968, quant_linear="off"), cpu) == TRITON
-    assert "needs fp8" in attention_obstacle("sage", 128, 128, 64, (8, 0))
-    assert attention_obstacle("sla", 128, 128, 64, (8, 0)) is None
-
-
-def test_kernels_by_default_are_those_of_bfloat16(monkeypatch):
-    monkeypatch.setattr(doctor, "choose", lambda device: TRITON)
-    device = torch.device("cuda")
-    assert kinds.choose_kernels("auto", device, torch.bfloat16) == TRITON
-    assert kinds.choose_kernels("auto", device, torch.float32) == REFERENCE
-    assert kinds.choose_kernels("reference", device, torch.bfloat16) == REFERENCE
+def test_threads_wait_for_each_other(flow_folder):
+    """Without the lock two threads that ask for other linears take the network from under each other."""
+    pipe = load(flow_folder)
+    wanted = [Request(PROMPT, seed=seed, quant_linear=("off", "on")[seed % 2]) for seed in range(1, 7)]
+    alone = [pipe.generate(request).mp4 for request in wanted]
+    with ThreadPoolExecutor(3) as pool:
+        together = [result.mp4 for result in pool.map(pipe.generate, wanted)]
+    assert together == alone

@@ -20,7 +20,8 @@ from turbodiffusion.errors import MachineError, RequestError
 
 if TYPE_CHECKING:
     from turbodiffusion.evaluation.result_file import Row
-    from turbodiffusion.inference.doctor import Check, Machine
+    from turbodiffusion.inference.doctor import Check
+    from turbodiffusion.memory.plan import DeviceInfo
 
 # The scripts of a checkout that measure; they are no part of the installed package.
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -49,13 +50,14 @@ def doctor(
 
     from turbodiffusion.evaluation.result_file import Row, command_line, write_results
     from turbodiffusion.inference import doctor as room
+    from turbodiffusion.inference.device import device_info
 
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    here = room.machine(place)
+    here = device_info(place)
     console = Console(highlight=False)
     wide = console.width >= WIDE or not console.is_terminal  # a file's lines may be long
     _print_machine(console, here)
-    reason = room.lacking(here)
+    reason = room.unsupported_reason(here)
     if reason is not None:
         console.print(f"Here the references in PyTorch run, on the {place.type}: right, and slow.")
         console.print(f"For speed {escape(reason)}; the demo model needs none.")
@@ -86,7 +88,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _print_machine(console: Console, here: "Machine") -> None:
+def _print_machine(console: Console, here: "DeviceInfo") -> None:
     from turbodiffusion.evaluation.result_file import cpu_name
 
     table = Table.grid(padding=(0, 2))
@@ -94,9 +96,10 @@ def _print_machine(console: Console, here: "Machine") -> None:
         table.add_row("[bold]processor[/]", escape(cpu_name()))
         table.add_row("[bold]GPU[/]", "none that PyTorch can use")
     else:
-        table.add_row("[bold]GPU[/]", f"{escape(here.gpu)}, {here.memory / 2**30:.0f} GiB, capability {here.dotted}")
+        capability = ".".join(map(str, here.capability or ()))
+        table.add_row("[bold]GPU[/]", f"{escape(here.gpu)}, {here.total / 2**30:.0f} GiB, capability {capability}")
         table.add_row("[bold]driver[/]", escape(here.driver))
-    table.add_row("[bold]PyTorch[/]", f"{here.torch}, CUDA {here.cuda}, Triton {here.triton or 'none'}")
+    table.add_row("[bold]PyTorch[/]", "{torch}, CUDA {cuda}, Triton {triton}".format(**here.versions))
     console.print(table)
 
 
@@ -169,6 +172,7 @@ def bench(
     import torch
 
     from turbodiffusion.inference import doctor as room
+    from turbodiffusion.inference.device import device_info
 
     absent = [script for script in SCRIPTS[group] if not (BENCHMARKS / script).is_file()]
     if absent:
@@ -177,7 +181,7 @@ def bench(
             "package; clone the repository, or use `turbodiffusion doctor --full` for the kernels alone"
         )
     # The scripts would say so too, but after their usage, or after asking for what they need on a GPU.
-    reason = room.lacking(room.machine("cuda" if torch.cuda.is_available() else "cpu"))
+    reason = room.unsupported_reason(device_info("cuda" if torch.cuda.is_available() else "cpu"))
     if reason is not None and not {"-h", "--help"} & set(context.args):
         raise MachineError(
             f"bench {group} measures kernels, and {reason}; here `turbodiffusion doctor` says what runs, and "

@@ -314,8 +314,8 @@ def _make(
     stderr = Console(stderr=True, quiet=quiet, highlight=False)
     with _Display(stderr, "load") as display:
         pipeline = _load(requests, recipe, machine, output, display)
-    if pipeline.device.type == "cuda":
-        stderr.print(f"memory {escape(pipeline.memory_plan)}", soft_wrap=True)
+    if pipeline.model.device.type == "cuda":
+        stderr.print(f"memory {escape(str(pipeline.model.memory_plan))}", soft_wrap=True)
     for number, request in enumerate(requests, 1):
         if len(requests) > 1:
             stderr.print(f"[bold]{number}/{len(requests)}[/] {escape(request.prompt)}", soft_wrap=True)
@@ -324,7 +324,7 @@ def _make(
             result = pipeline.generate(
                 request,
                 on_progress=display,
-                on_notice=lambda notice: stderr.print(f"[yellow]note:[/] {escape(notice)}", soft_wrap=True),
+                on_notice=lambda notice: stderr.print(f"[yellow]note:[/] {escape(str(notice))}", soft_wrap=True),
             )
         path = result.save(output)
         if sheet:
@@ -348,7 +348,7 @@ def _load(
 
     first = requests[0]
     model = first.model or "demo"
-    preset = source.identify(model).preset
+    preset = source.resolve_model(model).preset
     if recipe is not None and preset.sampler != "rcm":
         raise RequestError(
             f"recipe {recipe} is for distilled models and {preset.name} is not one: leave it out, or set --num-steps "

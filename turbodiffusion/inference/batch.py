@@ -16,7 +16,7 @@ from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.config import REFERENCE, WanConfig
 from turbodiffusion.errors import RequestError
 from turbodiffusion.inference import model_source as source
-from turbodiffusion.inference.auto import choose_dtype, choose_kernels, fitting
+from turbodiffusion.inference.auto import DTYPES, choose_dtype, choose_kernels, supported_kernels
 from turbodiffusion.inference.sampling import State, noise, sample_flow, sample_rcm
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae.model import WanVAE
@@ -90,7 +90,7 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
 
     compile: torch.compile the transformer, of the references then. Raises a UserError when it cannot be as asked.
     """
-    origin = source.identify(variant.model)
+    origin = source.resolve_model(variant.model)
     changed = {k: getattr(variant, k) for k in ("num_steps", "guidance") if getattr(variant, k) is not None}
     kinds = {
         k: getattr(variant, k)
@@ -111,10 +111,10 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
     trained_sparse = origin.preset.transformer.attention_type in ("sla", "sagesla")
     model = read_model(
         preset,
-        replace(config, kernels=fitting(kernels, config, device)),
-        source.files(origin),
+        replace(config, kernels=supported_kernels(kernels, config, device)),
+        source.fetch_files(origin),
         device,
-        dtype,
+        DTYPES[dtype],
         vae_impl=kernels.vae,
         allow_missing=() if trained_sparse else ("proj_l",),
     )

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
 import statistics
 import time
@@ -17,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,8 @@ from torch import Tensor
 from turbodiffusion import __version__
 from turbodiffusion.config import REFERENCE, Kernels
 from turbodiffusion.errors import MachineError
+from turbodiffusion.inference.device import device_info
+from turbodiffusion.memory.plan import DeviceInfo
 from turbodiffusion.ops.cases import MODELS, RAGGED, Case, cases, errors
 from turbodiffusion.ops.implementations import TRITON_GPU
 
@@ -65,42 +65,21 @@ class Check:
     share: float | None = None  # of the chip's limit
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What numbers and answers depend on. gpu None: there is none that PyTorch can use."""
-
-    gpu: str | None
-    capability: tuple[int, int]
-    memory: int  # bytes
-    driver: str
-    torch: str
-    cuda: str
-    triton: str | None
-
-    @property
-    def dotted(self) -> str:
-        """As people write it: 9.0."""
-        return ".".join(map(str, self.capability))
-
-
-def machine(device: torch.device | str) -> Machine:
-    device = torch.device(device)
-    libraries = torch.__version__, torch.version.cuda or "none", _triton_version()
-    if device.type != "cuda":
-        return Machine(None, (0, 0), 0, "none", *libraries)
-    gpu = torch.cuda.get_device_properties(device)
-    return Machine(gpu.name, (gpu.major, gpu.minor), gpu.total_memory, _driver(), *libraries)
-
-
-def lacking(here: Machine) -> str | None:
-    """Why no kernel runs on a machine, in words; None where kernels run."""
-    if here.gpu is None:
+def unsupported_reason(here: DeviceInfo) -> str | None:
+    """Return why no kernel runs on a device; None where kernels run."""
+    if here.gpu is None or here.capability is None:
         return "the kernels need an NVIDIA GPU that PyTorch can use"
     if here.capability < TRITON_GPU:
-        return f"the kernels need a GPU of compute capability 8.0 or more (Ampere), {here.gpu} has {here.dotted}"
-    if here.triton is None:
+        found = dotted(here.capability)
+        return f"the kernels need a GPU of compute capability 8.0 or more (Ampere), {here.gpu} has {found}"
+    if here.versions["triton"] == "none":
         return "the kernels need the package triton: pip install triton"
     return None
+
+
+def dotted(capability: tuple[int, int]) -> str:
+    """Return a compute capability as people write it: 9.0."""
+    return ".".join(map(str, capability))
 
 
 def check_kernels(
@@ -113,10 +92,10 @@ def check_kernels(
     memory is full.
     """
     device = torch.device(device)
-    here = machine(device)
+    here = device_info(device)
     checks = []
     for case in _cases(device, quick):
-        if device.type == "cuda" and here.capability < case.needs:
+        if device.type == "cuda" and (here.capability or (0, 0)) < case.needs:
             continue
         check = _check(case, QUICK if quick else (*RAGGED, case.tokens), here)
         if not quick and check.right and case.work:
@@ -157,8 +136,8 @@ def choose(device: torch.device | str) -> Kernels:
 
 @cache
 def _choose(device: torch.device) -> Kernels:
-    here = machine(device)
-    reason = lacking(here)
+    here = device_info(device)
+    reason = unsupported_reason(here)
     if reason is not None:
         log.info("reference ops in PyTorch: %s", reason)
         return REFERENCE
@@ -202,7 +181,7 @@ def _cases(device: torch.device, quick: bool) -> Iterator[Case]:
                 yield case
 
 
-def _check(case: Case, lengths: Sequence[int], here: Machine) -> Check:
+def _check(case: Case, lengths: Sequence[int], here: DeviceInfo) -> Check:
     """A kernel at each length; the nearest to its bound counts, and the first that is past it ends the matter."""
     worst: tuple[float, float, int] | None = None
     for tokens in lengths:
@@ -228,12 +207,12 @@ def _check(case: Case, lengths: Sequence[int], here: Machine) -> Check:
     return Check(case.name, case.group, case.impl, off, allowed, shape, True, _why(case, here))
 
 
-def _why(case: Case, here: Machine) -> str:
-    tma = here.capability >= (9, 0) and (case.group == "attention" or "cores" in case.how)
+def _why(case: Case, here: DeviceInfo) -> str:
+    tma = (here.capability or (0, 0)) >= (9, 0) and (case.group == "attention" or "cores" in case.how)
     return case.how + (", tiles by TMA" if tma else "")
 
 
-def _timed(case: Case, check: Check, here: Machine) -> Check:
+def _timed(case: Case, check: Check, here: DeviceInfo) -> Check:
     ms = milliseconds(case)
     rate = case.work / ms / 1e9
     limit = limits(here.gpu).get(case.unit)
@@ -281,13 +260,14 @@ def cache_file() -> Path:
     return Path(base) / "turbodiffusion" / "doctor.json"
 
 
-def key(here: Machine) -> str:
+def key(here: DeviceInfo) -> str:
     """What an answer holds for: other hardware, versions or source may be wrong elsewhere."""
-    parts = {**asdict(here), "turbodiffusion": __version__, "ops": _source_hash()}
+    hardware = {"gpu": here.gpu, "capability": here.capability, "memory": here.total, "driver": here.driver}
+    parts = hardware | dict(here.versions) | {"turbodiffusion": __version__, "ops": _source_hash()}
     return json.dumps(parts, sort_keys=True)
 
 
-def recall(here: Machine) -> list[Check] | None:
+def recall(here: DeviceInfo) -> list[Check] | None:
     """What was found on this very machine; None where nothing was, or the file is not readable."""
     try:
         entry = json.loads(cache_file().read_text(encoding="utf-8"))[key(here)]
@@ -296,7 +276,7 @@ def recall(here: Machine) -> list[Check] | None:
         return None
 
 
-def remember(here: Machine, checks: Sequence[Check]) -> None:
+def remember(here: DeviceInfo, checks: Sequence[Check]) -> None:
     """Write down what was found; a folder that cannot be written costs the next process its time, not this one."""
     path = cache_file()
     try:
@@ -323,21 +303,3 @@ def _source_hash() -> str:
     for path in sorted(ops.rglob("*.py")):
         digest.update(path.relative_to(ops).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
-
-
-def _triton_version() -> str | None:
-    if find_spec("triton") is None:
-        return None
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("triton")
-    except PackageNotFoundError:  # PyTorch's own build has another name
-        return "with PyTorch"
-
-
-def _driver() -> str:
-    """The kernel module's version, which PyTorch does not tell."""
-    path = Path("/proc/driver/nvidia/version")
-    found = re.search(r"\b\d+\.\d+(?:\.\d+)?\b", path.read_text()) if path.exists() else None
-    return found[0] if found else f"unknown ({platform.system()})"

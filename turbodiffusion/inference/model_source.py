@@ -1,7 +1,7 @@
 """What a model's name means: a preset, one of our folders, another project's folder, or a single weight file.
 
-`identify` reads names and shapes only, so a request can be checked before anything is fetched; `files` then says where
-each part lies, fetching from the hub what is not on this machine.
+`resolve_model` reads names and shapes only, so a request can be checked before anything is fetched; `fetch_files` then
+says where each part is, fetching from the hub what is not on this machine.
 """
 
 from collections.abc import Mapping
@@ -36,35 +36,35 @@ SAMPLING_FIELDS = (
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model that was asked for: how to run it, and the folder or file that it is in; None: the hub."""
 
     preset: ModelPreset
     path: Path | None
 
 
-def identify(model: str) -> Source:
+def resolve_model(model: str) -> ModelSource:
     """The model of a name, folder or file. Raises RequestError, MissingFilesError or CheckpointError in one line."""
     if model.lower() == "demo":
-        return Source(_folder_preset(DEMO_FOLDER, "demo"), DEMO_FOLDER)
+        return ModelSource(_folder_preset(DEMO_FOLDER, "demo"), DEMO_FOLDER)
     if model.lower() in MODELS:
-        return Source(find_model(model), None)
+        return ModelSource(find_model(model), None)
     path = Path(model).expanduser()
     if (path / "model.json").is_file():
-        return Source(_folder_preset(path, model), path)
+        return ModelSource(_folder_preset(path, model), path)
     if path.is_dir():
-        return Source(_inferred_preset(path, model), path)
+        return ModelSource(_inferred_preset(path, model), path)
     if path.is_file():
         if part_of(path) != "transformer":
             raise CheckpointError(f"{path} holds a {part_of(path)}; a model is a transformer's file, or a folder")
-        return Source(_inferred_preset(path, model), path)
+        return ModelSource(_inferred_preset(path, model), path)
     if len(path.parts) > 1 or path.suffix in (".pth", ".safetensors"):
         raise MissingFilesError(f"there is no model file or folder {model}; `turbodiffusion models` lists the names")
-    return Source(find_model(model), None)  # raises, naming the nearest
+    return ModelSource(find_model(model), None)  # raises, naming the nearest
 
 
-def files(
-    source: Source, *, resolution: str | None = None, quantized: bool = False, on_fetch: OnProgress | None = None
+def fetch_files(
+    source: ModelSource, *, resolution: str | None = None, quantized: bool = False, on_fetch: OnProgress | None = None
 ) -> dict[str, Path]:
     """A file for each part: transformer, transformer_low (of two experts), vae, text, tokenizer.
 

@@ -1,6 +1,7 @@
-"""Prompts as the transformer reads them: tokenizer, text encoder, and the states of the last prompts."""
+"""Prompts as the transformer reads them: tokenizer, text encoder, and the embeddings of the last prompts."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,17 +11,23 @@ from turbodiffusion.checkpoint.load import load_text
 from turbodiffusion.config import TextConfig
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 
-KEPT = 16  # prompts whose states are kept; one of umT5-XXL's is 4 MB
+CACHED_PROMPTS = 16  # whose embeddings are kept; one of umT5-XXL's is 4 MB
 
 
-class Prompts:
-    """States of prompts on `device`. With `offload` the encoder's weights rest in CPU memory.
+class PromptEncoder:
+    """Embeddings of prompts on `device`. A cached prompt costs nothing.
 
-    A prompt whose states are kept costs nothing; another one of an offloaded encoder costs a copy of all its layers.
+    Another one of an offloaded encoder costs a copy of all its layers.
     """
 
-    def __init__(
-        self,
+    def __init__(self, encoder: TextEncoder, tokenizer: Tokenizer, device: torch.device) -> None:
+        """Use networks that are in memory already."""
+        self.encoder, self.tokenizer, self._device = encoder, tokenizer, device
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls,
         config: TextConfig,
         tokenizer: Path,
         weights: Path,
@@ -28,22 +35,26 @@ class Prompts:
         device: torch.device,
         dtype: torch.dtype,
         offload: bool = False,
-    ) -> None:
-        self._device = device
-        self._tokenizer = Tokenizer(tokenizer, config.text_len)
-        self._encoder = TextEncoder(config, device="meta", dtype=dtype)
-        load_text(self._encoder, weights, device="cpu" if offload else device)
-        self._encoder.eval().requires_grad_(False)
+    ) -> "PromptEncoder":
+        """Read the vocabulary and the weights. offload: they stay in CPU memory. Raises CheckpointError."""
+        vocabulary = Tokenizer(tokenizer, config.text_len)
+        encoder = TextEncoder(config, device="meta", dtype=dtype)
+        load_text(encoder, weights, device="cpu" if offload else device)
+        encoder.eval().requires_grad_(False)
         if offload:
-            self._encoder.offload(device)
-        self._states: OrderedDict[str, Tensor] = OrderedDict()
+            encoder.offload(device)
+        return cls(encoder, vocabulary, device)
 
     def encode(self, prompt: str) -> Tensor:
-        """States [1, S, E] of a prompt."""
-        if prompt not in self._states:
-            ids_BS, mask_BS = self._tokenizer([prompt])
-            self._states[prompt] = self._encoder(ids_BS.to(self._device), mask_BS.to(self._device))
-        self._states.move_to_end(prompt)
-        while len(self._states) > KEPT:
-            self._states.popitem(last=False)
-        return self._states[prompt]
+        """Return the embeddings [1, S, E] of a prompt."""
+        if prompt not in self._cache:
+            self._cache[prompt] = self.encode_batch([prompt])
+        self._cache.move_to_end(prompt)
+        while len(self._cache) > CACHED_PROMPTS:
+            self._cache.popitem(last=False)
+        return self._cache[prompt]
+
+    def encode_batch(self, prompts: Sequence[str], *, clean: bool = True) -> Tensor:
+        """Return the embeddings [B, S, E] of prompts, not cached. clean: as `Tokenizer`."""
+        ids_BS, mask_BS = self.tokenizer(prompts, clean=clean)
+        return self.encoder(ids_BS.to(self._device), mask_BS.to(self._device))

@@ -1,4 +1,4 @@
-"""Samplers as pure functions of (denoise, shape, times, seed): rCM's few steps and the teacher's flow sampler.
+"""Samplers as pure functions of (predict_velocity, shape, times, seed): rCM's few steps and the teacher's flow sampler.
 
 Rectified flow: x_t = (1 - t) x_0 + t n with unit Gaussian n, velocity v = n - x_0, so x_0 = x_t - t v.
 Sources: rCM, arXiv 2510.08431 (TrigFlow schedule, SDE and ODE steps); UniPC, arXiv 2302.04867 (order 2, B(h) = expm1,
@@ -16,7 +16,7 @@ from torch import Tensor
 
 UNIPC_MAX_TIME = 1 - 1e-6  # log((1 - t) / t) is infinite at t = 1
 
-Denoise = Callable[[Tensor, float], Tensor]
+PredictVelocity = Callable[[Tensor, float], Tensor]
 """(x float64, flow time t in (0, 1]) -> velocity of x's shape; guidance and the network's scale of time are inside."""
 
 
@@ -30,6 +30,10 @@ class State:
     step: int
     x: Tensor
     history: tuple[Tensor, ...] = ()
+
+    def to(self, device: torch.device | str) -> "State":
+        """Return this state with its tensors on a device."""
+        return State(self.step, self.x.to(device), tuple(tensor.to(device) for tensor in self.history))
 
 
 OnStep = Callable[[State], None]
@@ -46,7 +50,7 @@ def noise(shape: Sequence[int], seed: int, step: int, device: torch.device | str
 
 
 def sample_rcm(
-    denoise: Denoise,
+    predict_velocity: PredictVelocity,
     shape: Sequence[int],
     times: Sequence[float],
     seed: int,
@@ -63,12 +67,12 @@ def sample_rcm(
     state = start or State(0, noise(shape, seed, 0, device).double() * times[0])
     for i in range(state.step, len(times) - 1):
         t, t_next = times[i], times[i + 1]
-        velocity = denoise(state.x, t).double()
+        velocity = predict_velocity(state.x, t).double()
         if ode or t_next == 0:
             x = state.x - (t - t_next) * velocity
         else:
-            clean = state.x - t * velocity
-            x = (1 - t_next) * clean + t_next * noise(shape, seed, i + 1, device).double()
+            x0 = state.x - t * velocity
+            x = (1 - t_next) * x0 + t_next * noise(shape, seed, i + 1, device).double()
         state = State(i + 1, x)
         if on_step:
             on_step(state)
@@ -76,7 +80,7 @@ def sample_rcm(
 
 
 def sample_flow(
-    denoise: Denoise,
+    predict_velocity: PredictVelocity,
     shape: Sequence[int],
     times: Sequence[float],
     seed: int,
@@ -91,7 +95,7 @@ def sample_flow(
         raise ValueError(f'solver {solver!r}: "unipc" or "euler"')
     state = start or State(0, noise(shape, seed, 0, device).double())
     for i in range(state.step, len(times) - 1):
-        velocity = denoise(state.x, times[i]).double()
+        velocity = predict_velocity(state.x, times[i]).double()
         if solver == "euler":
             state = State(i + 1, state.x - (times[i] - times[i + 1]) * velocity)
         else:
@@ -110,14 +114,14 @@ def _log_snr(t: float) -> float:
 def _unipc_step(state: State, velocity: Tensor, times: Sequence[float]) -> State:
     """Correct the arrival at times[i] with the velocity found there (UniC), then predict times[i + 1] (UniP)."""
     i, x, num_steps = state.step, state.x, len(times) - 1
-    clean = x - min(times[i], UNIPC_MAX_TIME) * velocity
+    x0 = x - min(times[i], UNIPC_MAX_TIME) * velocity
     previous = state.history[1:]  # data predictions at times[i - 1] and times[i - 2]
     if i > 0:
-        x = _correct(state.history[0], clean, previous, times, i, order=_unipc_order(i - 1, num_steps))
+        x = _correct(state.history[0], x0, previous, times, i, order=_unipc_order(i - 1, num_steps))
     return State(
         i + 1,
-        _predict(x, clean, previous, times, i, order=_unipc_order(i, num_steps)),
-        (x, clean, *previous[:1]),
+        _predict(x, x0, previous, times, i, order=_unipc_order(i, num_steps)),
+        (x, x0, *previous[:1]),
     )
 
 
@@ -132,16 +136,14 @@ def _first_order(t: float, t_next: float) -> tuple[float, float]:
     return t_next / t, (1 - t_next) - (1 - t) * t_next / t
 
 
-def _predict(
-    x: Tensor, clean: Tensor, previous: tuple[Tensor, ...], times: Sequence[float], i: int, order: int
-) -> Tensor:
+def _predict(x: Tensor, x0: Tensor, previous: tuple[Tensor, ...], times: Sequence[float], i: int, order: int) -> Tensor:
     """UniP from times[i] to times[i + 1]; the second order extrapolates along the last two data predictions."""
     a, b = _first_order(times[i], times[i + 1])
     if order == 1:
-        return a * x + b * clean
+        return a * x + b * x0
     lam = _log_snr(times[i])
     ratio = (_log_snr(times[i - 1]) - lam) / (_log_snr(times[i + 1]) - lam)
-    return a * x + b * (clean + 0.5 * (previous[0] - clean) / ratio)
+    return a * x + b * (x0 + 0.5 * (previous[0] - x0) / ratio)
 
 
 def _correct(

@@ -1,38 +1,61 @@
-"""The bytes and the work that a video needs, the bytes that a machine has, how they are shared, the refusal in words.
+"""The memory plan: the bytes and the work that a video needs, what a device has, and how the parts share it.
 
-Weights are exact: the networks are built on the meta device and their tensors summed. Activations and work are
-estimates by the formulas beside them. Transformer and VAE stay on the device, the text encoder where there is room
-(`plan`). The need is the sum of what stays and of the largest of the peaks, which come one after the other: text (if
-its layers are streamed), transformer, VAE.
+Plain arithmetic without torch: the device comes in as a `DeviceInfo` that somebody else has read
+(`inference/device.py`), so a web process can plan for a worker's GPU, and a person for a card in a shop.
+
+Weights are exact (`weights.py`). Activations and work are estimates by the formulas beside them. Transformer and VAE
+stay on the device, the text encoder where there is room. A video's peak is the sum of what stays and of the largest
+working memory of its stages, which come one after the other: text (if its layers are offloaded), denoising, decoding.
 """
 
-import os
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-import torch
-from torch import nn
-
-from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
+from turbodiffusion.config import PATCH, ROW_LINEARS, SPARSE_ATTENTION, TRITON, TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import MachineError
 from turbodiffusion.memory.vae import chunk_sizes, decode_bytes
-from turbodiffusion.models.text import TextEncoder
-from turbodiffusion.models.vae.model import WanVAE
-from turbodiffusion.models.wan import PATCH, WanTransformer
-from turbodiffusion.nn.linear import ROW_DTYPES
+from turbodiffusion.memory.weights import (
+    DTYPE_BYTES,
+    text_bytes,
+    text_layer_parameters,
+    text_parameters,
+    transformer_bytes,
+    vae_bytes,
+)
+from turbodiffusion.texts import Text, text
 
 # One core of a current x86 server in float32; two of them were measured at 133 GFLOP/s on large products.
 CPU_FLOPS_PER_CORE = 65e9
-PATIENCE = 3600.0  # seconds; a longer estimate on a CPU that nobody asked for is refused
+MAX_CPU_SECONDS = 3600.0  # a longer estimate on a CPU that nobody asked for is refused
 GPU_SIZES = (8, 12, 16, 24, 32, 40, 48, 80, 96, 140, 180)  # GiB of memory that cards have
 USABLE = 0.97  # of a card's memory: its driver and the desktop hold the rest
 GIB = 2**30
 SPARE = 0.1  # of a device's memory: a plan that needs more than the rest is taken only where none needs less
-# What stands beside the tensors: the CUDA context, which PyTorch does not count (nor does `machine` find it free, so
-# that much is spare), and in PyTorch's memory the workspaces of cuBLAS and cuDNN and what is rounded up.
+# What stands beside the tensors: the CUDA context, which PyTorch does not count (nor is it found free, so that much is
+# spare), and in PyTorch's memory the workspaces of cuBLAS and cuDNN and what is rounded up.
 CUDA_CONTEXT = 600_000_000
 CUDA_OVERHEAD = CUDA_CONTEXT + 600_000_000
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """A device as it is now: bytes of memory, cores, free CPU memory; of a GPU also what its kernels depend on."""
+
+    device: str  # "cuda" or "cpu"
+    name: str
+    total: int
+    free: int
+    cores: int
+    host_free: int
+    capability: tuple[int, int] | None = None  # of CUDA
+    driver: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)  # of torch, cuda, triton
+    limit: float | None = None  # GiB that the user set
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU's name; None on a CPU."""
+        return self.name if self.device == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -43,13 +66,13 @@ class Job:
     transformer: WanConfig
     vae: VAEConfig
     text: TextConfig
-    experts: int  # transformers held: 2 for Wan2.2 I2V
+    experts: int  # transformers held: 2 for Wan 2.2 A14B
     width: int  # multiples of 16
     height: int
     num_frames: int
     num_steps: int
     guided: bool  # two forwards a step, one after the other
-    dtype: torch.dtype
+    dtype: str  # "bfloat16" or "float32"
     device: str  # "cuda" or "cpu"
 
     @property
@@ -63,13 +86,13 @@ class Job:
 class Plan:
     """How the parts of a job share the device."""
 
-    offload_text: bool = False  # the text encoder rests in CPU memory and passes through the device layer by layer
+    offload_text: bool = False  # the text encoder is in CPU memory and passes through the device layer by layer
     latents_per_chunk: int = 1  # that the VAE codes at once
-    graphs: bool = False  # forwards are replayed as CUDA graphs, which keep their working memory
+    cuda_graphs: bool = False  # forwards are replayed as CUDA graphs, which keep their working memory
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryEstimate:
     """Bytes by part, on the device; `host`: in CPU memory beside a GPU."""
 
     transformer: int
@@ -88,174 +111,184 @@ class Needs:
         return self.weights + self.activations
 
 
-@dataclass(frozen=True)
-class Machine:
-    """A device, its bytes of memory, and the machine's cores and free CPU memory."""
-
-    device: str  # "cuda" or "cpu"
-    name: str
-    total: int
-    free: int
-    cores: int
-    host_free: int
-
-
-def needs(job: Job, plan: Plan = Plan()) -> Needs:
-    """The bytes that a job holds at its worst moment."""
-    text, streamed = _text_bytes(job.text, job.dtype), 0
+def estimate(job: Job, plan: Plan = Plan()) -> MemoryEstimate:
+    """Return the bytes that a job holds at its worst moment."""
+    text_encoder, offloaded = text_bytes(job.text, job.dtype), 0
     if plan.offload_text:
-        streamed = 2 * _text_layer_bytes(job.text, job.dtype)
-    away = text if plan.offload_text and job.device == "cuda" else 0
+        offloaded = 2 * DTYPE_BYTES[job.dtype] * text_layer_parameters(job.text)
+    away = text_encoder if plan.offload_text and job.device == "cuda" else 0
     denoising, decoding = _transformer_activations(job), _vae_activations(job, plan.latents_per_chunk)
-    activations = max(streamed, denoising, decoding)
-    if plan.graphs:  # each expert's have a context that they read and one that they write
-        activations = denoising + max(streamed, decoding) + 2 * job.experts * _context_bytes(job)
-    return Needs(
+    activations = max(offloaded, denoising, decoding)
+    if plan.cuda_graphs:  # each expert's have a context that they read and one that they write
+        activations = denoising + max(offloaded, decoding) + 2 * job.experts * _context_bytes(job)
+    return MemoryEstimate(
         job.experts * transformer_bytes(job.transformer, job.dtype),
-        text - away,
-        _vae_bytes(job.vae, job.dtype),
+        text_encoder - away,
+        vae_bytes(job.vae, job.dtype),
         activations + (CUDA_OVERHEAD if job.device == "cuda" else 0),
         away,
     )
 
 
-def plan(job: Job, here: Machine, *, offload_text: str = "auto", held: Needs | None = None) -> Plan:
-    """The quickest plan that fits: the text encoder at hand, then a larger chunk of the VAE, then graphs.
+def plan(job: Job, device: DeviceInfo, *, offload_text: str = "auto", loaded: MemoryEstimate | None = None) -> Plan:
+    """Return the quickest plan that fits: the text encoder on the device, then a larger VAE chunk, then CUDA graphs.
 
-    offload_text: "on", "off", or "auto" for where there is no room. held: what is loaded already. The chunk's size
-    changes the last bits of a video, so it follows from the device's whole memory, the same every time; less is taken
-    where other programs hold so much that this does not fit. Raises MachineError where nothing does.
+    offload_text: "on", "off", or "auto" for where there is no room. loaded: what is in memory already. The chunk's
+    size changes the last bits of a video, so it follows from the device's whole memory, the same every time; less is
+    taken where other programs hold so much that this does not fit. Raises MachineError where nothing does.
     """
     known = {"auto": (False, True) if job.device == "cuda" else (False,), "on": (True,), "off": (False,)}
     if offload_text not in known:
-        raise MachineError(f"offload_text {offload_text!r}: there are {', '.join(known)}")
+        raise MachineError("memory.offload_text_unknown", value=repr(offload_text), known=list(known))
+    # 1. every plan, and those whose text encoder fits in CPU memory
     ways = known[offload_text]
     sizes = chunk_sizes(job.vae, job.width, job.height, job.transformer.kernels.vae)
-    plans = {Plan(offload, size): needs(job, Plan(offload, size)) for offload in ways for size in sizes}
-    possible = {way: need for way, need in plans.items() if held or need.host <= here.host_free}
-    now = min(here.free + (held.weights if held else 0), here.total)
+    plans = {Plan(offload, size): estimate(job, Plan(offload, size)) for offload in ways for size in sizes}
+    possible = {way: need for way, need in plans.items() if loaded or need.host <= device.host_free}
+    # 2. the room: what is free now, and no more than the device's whole memory less a spare
+    now = min(device.free + (loaded.weights if loaded else 0), device.total)
     least = min(need.total for need in (possible or plans).values())
-    room = max(min(now, int(here.total * USABLE * (1 - SPARE))), least)
+    room = max(min(now, int(device.total * USABLE * (1 - SPARE))), least)
     need = plans[Plan(ways[-1])]
     if room > now and (len(possible) == len(plans) or need.total > now):
         raise MachineError(
-            f"{_described(job, need)}; {_memory(here)}. {_advice(job, replace(here, free=now), offload_text)}"
+            "memory.too_small",
+            job=_described(job, need),
+            device=_memory(device),
+            advice=_advice(job, replace(device, free=now), offload_text),
         )
+    # 3. the first that fits, with CUDA graphs where there is room for them too
     for candidate, its_need in possible.items():
         if its_need.total <= min(room, now):
-            replayed = replace(candidate, graphs=job.device == "cuda")
-            return replayed if needs(job, replayed).total <= min(room, now) else candidate
+            replayed = replace(candidate, cuda_graphs=job.device == "cuda")
+            return replayed if estimate(job, replayed).total <= min(room, now) else candidate
     raise MachineError(
-        f"{job.model}'s text encoder needs {_gb(need.host)} of CPU memory beside {here.name}, where "
-        f"{_gb(here.host_free)} are free. What works: {_card_advice(job, Plan())} and --offload-text off"
+        "memory.host_too_small",
+        model=job.model,
+        need=_gib(need.host),
+        device=device_name(device),
+        free=_gib(device.host_free),
+        card=_card_advice(job, Plan()),
     )
 
 
-def describe(job: Job, plan: Plan, here: Machine) -> str:
-    """A plan in one line, for people."""
-    text = "the text encoder rests in CPU memory" if plan.offload_text else "every part stays there"
-    chunk = f"the VAE decodes {plan.latents_per_chunk} latent frame{'s' if plan.latents_per_chunk > 1 else ''} at once"
-    graphs = ", forwards are replayed as CUDA graphs" if plan.graphs else ""
-    return f"at most {_gb(needs(job, plan).total)} of {here.name}'s {_gb(here.total)}: {text}, {chunk}{graphs}"
+def describe(job: Job, plan: Plan, device: DeviceInfo) -> Text:
+    """Return a plan as one line for people."""
+    return text(
+        "memory.plan",
+        need=_gib(estimate(job, plan).total),
+        device=device_name(device),
+        total=_gib(device.total),
+        text=text("memory.plan_text_offloaded" if plan.offload_text else "memory.plan_text_resident"),
+        latents=plan.latents_per_chunk,
+        s="s" if plan.latents_per_chunk > 1 else "",
+        graphs=text("memory.plan_graphs") if plan.cuda_graphs else "",
+    )
+
+
+def device_name(device: DeviceInfo) -> Text:
+    """Return a device's name for people, with the limit that the user set."""
+    name: str | Text = device.name
+    if device.device == "cpu":
+        name = text("memory.cpu_name", cores=device.cores)
+    if device.limit is not None:
+        return text("memory.limited_name", name=name, limit=f"{device.limit:g}")
+    return text("memory.name", name=name)
 
 
 def flops(job: Job) -> float:
-    """Floating-point operations of the whole video: text, every forward, decoding."""
+    """Return the floating-point operations of the whole video: text, every forward, decoding."""
     config, length = job.transformer, float(job.tokens)
     linears = 2 * length * (6 * config.dim**2 + 2 * config.dim * config.ffn_dim)  # q, k, v, o; cross q and o; ffn
-    kept = config.sla_topk if config.attention_type in ("sla", "sagesla") else 1.0
+    kept = config.sla_topk if config.attention_type in SPARSE_ATTENTION else 1.0
     attention = 4 * length * config.dim * (kept * length + config.text_len)
     forwards = job.num_steps * (2 if job.guided else 1)
     # 274 TFLOP for 81 frames of 832x480 at dim 96; convolutions grow with the square of the width
     decode = 274e12 * (job.vae.dim / 96) ** 2 * job.width * job.height * job.num_frames / (832 * 480 * 81)
-    text = 2 * _text_bytes(job.text, torch.float32) / 4 * job.text.text_len
-    return forwards * config.num_layers * (linears + attention) + decode + text
+    encode = 2 * text_parameters(job.text) * job.text.text_len
+    return forwards * config.num_layers * (linears + attention) + decode + encode
 
 
-def machine(device: torch.device | str, limit: float | None = None) -> Machine:
-    """The device as it is now: free bytes count what other programs hold. limit: GiB of it that may be used."""
-    device = torch.device(device)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    total, host_free = _system_memory()
-    free = host_free
-    name = f"this machine's CPU ({cores} cores)"
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # PyTorch's own, unused
-        name = torch.cuda.get_device_name(device)
-    if limit is not None:
-        if limit <= 0:
-            raise MachineError(f"max_memory is in GiB and more than 0, not {limit:g}")
-        name += f" (--max-memory {limit:g})"
-        total, free = (min(size, int(limit * GIB)) for size in (total, free))
-    return Machine(device.type, name, total, free, cores, host_free)
-
-
-def wait(job: Job, here: Machine, *, chosen: bool = False) -> str | None:
-    """A notice where the video takes long; MachineError where it takes hours on a CPU, unless the user chose that."""
-    if here.device != "cpu":
+def check_cpu_time(job: Job, device: DeviceInfo, *, chosen: bool = False) -> Text | None:
+    """Return a notice where the video takes long on a CPU; raise MachineError for hours, unless the user chose that."""
+    if device.device != "cpu":
         return None
-    seconds = flops(job) / (CPU_FLOPS_PER_CORE * here.cores)
-    if seconds < PATIENCE / 6:
+    seconds = flops(job) / (CPU_FLOPS_PER_CORE * device.cores)
+    if seconds < MAX_CPU_SECONDS / 6:
         return None
-    if seconds > PATIENCE and not chosen:
+    if seconds > MAX_CPU_SECONDS and not chosen:
         raise MachineError(
-            f"{_described(job, needs(job))} and a GPU; this machine has none that PyTorch can use, and its "
-            f"{here.cores} CPU cores would take about {_duration(seconds)} for this video. {_advice(job, here)}, or "
-            "--device cpu to wait for it"
+            "memory.cpu_too_slow",
+            job=_described(job, estimate(job)),
+            cores=device.cores,
+            time=_duration(seconds),
+            advice=_advice(job, device),
         )
-    return f"no GPU: about {_duration(seconds)} on {here.cores} CPU cores; the model demo takes a minute or two"
+    return text("memory.cpu_slow", time=_duration(seconds), cores=device.cores)
 
 
-def _described(job: Job, need: Needs) -> str:
-    text = f"text encoder {_gb(need.text)}" if need.text else "the text encoder in CPU memory"
-    return (
-        f"{job.model} at {job.width}x{job.height} with {job.num_frames} frames needs {_gb(need.total)} "
-        f"(transformer {_gb(need.transformer)}, {text}, VAE {_gb(need.vae)}, working memory {_gb(need.activations)})"
-    )
-
-
-def _memory(here: Machine) -> str:
-    if here.device == "cuda":
-        return f"{here.name} has {_gb(here.free)} free of {_gb(here.total)}"
-    return f"there is no GPU in use and {here.name} has {_gb(here.free)} of memory free of {_gb(here.total)}"
-
-
-def _advice(job: Job, here: Machine, offload_text: str = "auto") -> str:
-    """What would work, nearest first."""
-    ways = []
-    least = Plan(offload_text != "off")
-    in_8_bits = replace(job, transformer=replace(job.transformer, quant_linear="int8_block"))
-    if here.device == "cuda":
-        if offload_text == "off" and needs(job, Plan(True)).total <= here.free:
-            ways.append(f"--offload-text on ({_gb(needs(job, Plan(True)).total)})")
-        elif job.transformer.quant_linear == "off" and needs(in_8_bits, least).total <= here.free:
-            ways.append(f"8-bit weights (--quant-linear on: {_gb(needs(in_8_bits, least).total)})")
-    ways.append(_card_advice(job, least))
-    if job.model != "demo":
-        ways.append("the model demo, which runs anywhere")
-    return "What works: " + ", or ".join(ways)
-
-
-def _card_advice(job: Job, plan: Plan) -> str:
-    """The GPU that is large enough for a plan."""
-    on_gpu = replace(job, dtype=torch.bfloat16, device="cuda")
-    in_8_bits = replace(on_gpu, transformer=replace(job.transformer, quant_linear="int8_block"))
-    card, small = (_card(needs(way, plan).total) for way in (on_gpu, in_8_bits))
-    return f"a GPU with {card} GiB" + (f" ({small} GiB with --quant-linear on)" if small < card else "")
-
-
-def _card(total: int) -> int:
-    """The smallest card that holds `total` bytes, in GiB."""
+def smallest_card(job: Job, *, quant_linear: str = "off", plan: Plan = Plan()) -> int:
+    """Return the GiB of the smallest GPU that runs a job with our kernels in bfloat16, whatever device it is for."""
+    transformer = replace(job.transformer, quant_linear=quant_linear, kernels=TRITON)
+    total = estimate(replace(job, dtype="bfloat16", device="cuda", transformer=transformer), plan).total
     return next((size for size in GPU_SIZES if size * USABLE * GIB >= total), total // GIB + 1)
 
 
-def _gb(count: int) -> str:
+def _described(job: Job, need: MemoryEstimate) -> Text:
+    resident = text("memory.text_resident", bytes=_gib(need.text)) if need.text else text("memory.text_offloaded")
+    return text(
+        "memory.job",
+        model=job.model,
+        width=job.width,
+        height=job.height,
+        frames=job.num_frames,
+        total=_gib(need.total),
+        transformer=_gib(need.transformer),
+        text=resident,
+        vae=_gib(need.vae),
+        activations=_gib(need.activations),
+    )
+
+
+def _memory(device: DeviceInfo) -> Text:
+    code = "memory.gpu_free" if device.device == "cuda" else "memory.cpu_free"
+    return text(code, device=device_name(device), free=_gib(device.free), total=_gib(device.total))
+
+
+def _advice(job: Job, device: DeviceInfo, offload_text: str = "auto") -> Text:
+    """What would work, nearest first."""
+    ways: list[Text] = []
+    least = Plan(offload_text != "off")
+    in_8_bits = replace(job, transformer=replace(job.transformer, quant_linear="int8_block"))
+    if device.device == "cuda":
+        offloaded, quantized = estimate(job, Plan(True)).total, estimate(in_8_bits, least).total
+        if offload_text == "off" and offloaded <= device.free:
+            ways.append(text("memory.try_offload", need=_gib(offloaded)))
+        elif job.transformer.quant_linear == "off" and quantized <= device.free:
+            ways.append(text("memory.try_8_bits", need=_gib(quantized)))
+    ways.append(_card_advice(job, least))
+    if job.model != "demo":
+        ways.append(text("memory.try_demo"))
+    joined = ways[0]
+    for way in ways[1:]:
+        joined = text("memory.either", first=joined, second=way)
+    return joined
+
+
+def _card_advice(job: Job, plan: Plan) -> Text:
+    """The GPU that is large enough for a plan: the one that a person would buy, so with its own kernels."""
+    card, small = smallest_card(job, plan=plan), smallest_card(job, quant_linear="int8_block", plan=plan)
+    return text("memory.card_8_bits" if small < card else "memory.card", card=card, small=small)
+
+
+def _gib(count: int) -> str:
     return f"{count / GIB:.1f} GiB"
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:.0f} hours" if seconds > 5400 else f"{max(seconds / 60, 1):.0f} minutes"
+def _duration(seconds: float) -> Text:
+    if seconds > 5400:
+        return text("memory.hours", count=f"{seconds / 3600:.0f}")
+    return text("memory.minutes", count=f"{max(seconds / 60, 1):.0f}")
 
 
 def _transformer_activations(job: Job) -> int:
@@ -264,8 +297,8 @@ def _transformer_activations(job: Job) -> int:
     Of the 8-bit rows that kernels compute with: 1.05 to 1.15 times what forwards of 1.3B and 14B held at 480p and 720p
     (`peak.forward.fast` in benchmarks/results). The floating-point forward is estimated at 1.5 times of 1.3B's.
     """
-    config, width = job.transformer, job.dtype.itemsize
-    if config.quant_linear in ROW_DTYPES and config.kernels.linear == config.kernels.attention == "triton":
+    config, width = job.transformer, DTYPE_BYTES[job.dtype]
+    if config.quant_linear in ROW_LINEARS and config.kernels.linear == config.kernels.attention == "triton":
         block = max(21 * config.dim, 8 * config.dim + 3 * config.ffn_dim)
     else:
         stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32
@@ -283,60 +316,13 @@ def _transformer_activations(job: Job) -> int:
 def _context_bytes(job: Job) -> int:
     """Keys and values of one prompt, of every block."""
     config = job.transformer
-    return 2 * config.num_layers * config.text_len * config.dim * job.dtype.itemsize
+    return 2 * config.num_layers * config.text_len * config.dim * DTYPE_BYTES[job.dtype]
 
 
 def _vae_activations(job: Job, latents: int) -> int:
     """Decoding's worst moment; from an image also the whole clip in float32, of which its condition is made."""
-    width, pixels = job.dtype.itemsize, job.width * job.height
+    width, pixels = DTYPE_BYTES[job.dtype], job.width * job.height
     peak = decode_bytes(job.vae, job.width, job.height, latents, width, job.transformer.kernels.vae)
     clip = 3 * 4 * job.num_frames * pixels if job.transformer.in_dim > job.transformer.out_dim else 0
     frames = 3 * job.num_frames * pixels if job.device == "cpu" else 0  # uint8; beside a GPU they are in CPU memory
     return peak + clip + frames
-
-
-def _size_of(module: nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-
-
-@lru_cache(maxsize=16)
-def transformer_bytes(config: WanConfig, dtype: torch.dtype) -> int:
-    """One network's weights."""
-    return _size_of(WanTransformer(config, device="meta", dtype=dtype))
-
-
-@lru_cache(maxsize=16)
-def _text_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-    return _size_of(TextEncoder(config, device="meta", dtype=dtype))
-
-
-@lru_cache(maxsize=16)
-def _text_layer_bytes(config: TextConfig, dtype: torch.dtype) -> int:
-    return _size_of(TextEncoder(replace(config, num_layers=1), device="meta", dtype=dtype).encoder.block[0])
-
-
-@lru_cache(maxsize=16)
-def _vae_bytes(config: VAEConfig, dtype: torch.dtype) -> int:
-    return _size_of(WanVAE(config, device="meta", dtype=dtype))
-
-
-_CGROUP_FILES = (  # versions 2 and 1: limit ("max" means none), bytes used, and the name of cached files among them
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
-
-
-def _system_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> tuple[int, int]:
-    """(total, free) bytes for this process: the kernel's estimate, cut to a container's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    free = total  # macOS tells no more
-    if (proc / "meminfo").exists():
-        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
-        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    for limit, used, stat, cached in _CGROUP_FILES:
-        if (cgroup / limit).exists() and (text := (cgroup / limit).read_text().strip()).isdigit():
-            stats = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
-            in_use = int((cgroup / used).read_text()) - int(stats.get(cached, 0))
-            total = min(total, int(text))
-            free = min(free, max(total - in_use, 0))
-    return total, free

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from turbodiffusion.config import TEXT_BUCKETS as BUCKETS
 from turbodiffusion.config import TextConfig
 
-BUCKETS = 32  # of distances, half of them for either direction
 MAX_DISTANCE = 128  # of tokens; what is further apart shares the last bucket
 EPS = 1e-6
 

@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from turbodiffusion.config import WanConfig
+from turbodiffusion.config import PATCH, WanConfig
 from turbodiffusion.nn.attention import DENSE_IMPL, Attention
 from turbodiffusion.nn.autocast import no_autocast
 from turbodiffusion.nn.linear import ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
@@ -35,7 +35,6 @@ from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
 from turbodiffusion.ops.norm.quantized_norm import quantized_layer_norm, quantized_modulated_layer_norm
 from turbodiffusion.ops.norm.rope import apply_rope, rope_angles, rope_turns, video_turns
 
-PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
 IMAGE_NORM_EPS = 1e-5  # of img_emb alone; the other norms use WanConfig.eps
 
 

@@ -155,8 +155,8 @@ def read_teacher(model: str, device: torch.device) -> DemoModel:
 
     Raises RequestError for a model that is distilled, or of two experts.
     """
-    origin = source.identify(model)
-    preset, paths = origin.preset, source.files(origin)
+    origin = source.resolve_model(model)
+    preset, paths = origin.preset, source.fetch_files(origin)
     if preset.sampler != "flow" or preset.experts != 1 or preset.task != "t2v":
         raise RequestError(f"{model} is no teacher: that is a model that samples its flow, as demo or a packed folder")
     # Dense attention by cuDNN on a GPU, and its derivative by a kernel; nothing in 8 bits, which has no gradient.
