@@ -29,7 +29,7 @@ from turbodiffusion.memory import plan as memory
 from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
-from turbodiffusion.ops.implementations import attention_obstacle
+from turbodiffusion.ops.implementations import attention_unsupported_reason
 from turbodiffusion.presets import find_model
 from turbodiffusion.request import Request
 from turbodiffusion.schedules import flow_times, rcm_times
@@ -588,8 +588,8 @@ def test_kernels_fit_the_network():
     assert fitting(TRITON, replace(fast, num_heads=16), cpu) == replace(TRITON, attention="reference")
     assert fitting(TRITON, replace(fast, ffn_dim=8968), cpu) == replace(TRITON, linear="reference")
     assert fitting(TRITON, replace(fast, ffn_dim=8968, quant_linear="off"), cpu) == TRITON
-    assert "needs fp8" in attention_obstacle("sage", 128, 128, 64, (8, 0))
-    assert attention_obstacle("sla", 128, 128, 64, (8, 0)) is None
+    assert "needs fp8" in attention_unsupported_reason("sage", 128, 128, 64, (8, 0))
+    assert attention_unsupported_reason("sla", 128, 128, 64, (8, 0)) is None
 
 
 def test_kernels_by_default_are_those_of_bfloat16(monkeypatch):

@@ -13,7 +13,7 @@ from turbodiffusion.errors import MachineError
 from turbodiffusion.inference import doctor
 from turbodiffusion.memory import plan as memory
 from turbodiffusion.ops.contract import check_triton
-from turbodiffusion.ops.implementations import attention_obstacle, linear_obstacle
+from turbodiffusion.ops.implementations import attention_unsupported_reason, linear_unsupported_reason
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def fitting(kernels: Kernels, config: WanConfig, device: torch.device) -> Kernel
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     blocks = config.sla_block_q, config.sla_block_k
     obstacles = {
-        "attention": attention_obstacle(config.attention_type, config.head_dim, *blocks, capability),
-        "linear": linear_obstacle((config.dim, config.ffn_dim)) if config.quant_linear != "off" else None,
+        "attention": attention_unsupported_reason(config.attention_type, config.head_dim, *blocks, capability),
+        "linear": linear_unsupported_reason((config.dim, config.ffn_dim)) if config.quant_linear != "off" else None,
     }
     for group, obstacle in obstacles.items():
         if obstacle is not None and getattr(kernels, group) != "reference":

@@ -20,7 +20,7 @@ from turbodiffusion.memory.vae import chunk_sizes, decode_bytes
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import PATCH, WanTransformer
-from turbodiffusion.nn.linear import ROW_DTYPES
+from turbodiffusion.nn.linear import PER_TOKEN_DTYPES
 
 # One core of a current x86 server in float32; two of them were measured at 133 GFLOP/s on large products.
 CPU_FLOPS_PER_CORE = 65e9
@@ -265,7 +265,7 @@ def _transformer_activations(job: Job) -> int:
     (`peak.forward.fast` in benchmarks/results). The floating-point forward is estimated at 1.5 times of 1.3B's.
     """
     config, width = job.transformer, job.dtype.itemsize
-    if config.quant_linear in ROW_DTYPES and config.kernels.linear == config.kernels.attention == "triton":
+    if config.quant_linear in PER_TOKEN_DTYPES and config.kernels.linear == config.kernels.attention == "triton":
         block = max(21 * config.dim, 8 * config.dim + 3 * config.ffn_dim)
     else:
         stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32
