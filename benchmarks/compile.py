@@ -29,7 +29,7 @@ from turbodiffusion.ops.attention.kernels import sla as sla_triton
 from turbodiffusion.ops.attention.kernels.tangent import attention_tangent
 from turbodiffusion.ops.kernels import gpu
 from turbodiffusion.ops.linear.kernels import gemm as gemm_triton
-from turbodiffusion.ops.linear.kernels.quantize import quantize_blocks, quantize_rows
+from turbodiffusion.ops.linear.kernels.quantize import quantize_blocks, quantize_per_token
 from turbodiffusion.ops.norm.kernels.gate import add_gated
 from turbodiffusion.ops.norm.kernels.qk_rope import norm_rope
 from turbodiffusion.ops.norm.kernels.row_norm import row_norm
@@ -81,8 +81,8 @@ def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...])
     x, h, w, weight = (torch.empty(s, dtype=low) for s in ((1, TOKENS, width), (TOKENS, hidden), (1, width), (width,)))
     for dtype in formats:
         kind = str(dtype).removeprefix("torch.")
-        yield f"quantize {kind}", lambda dtype=dtype: quantize_rows(x[0], dtype)
-        yield f"quantize gelu {kind}", lambda dtype=dtype: quantize_rows(h, dtype, gelu=True)
+        yield f"quantize {kind}", lambda dtype=dtype: quantize_per_token(x[0], dtype)
+        yield f"quantize gelu {kind}", lambda dtype=dtype: quantize_per_token(h, dtype, gelu=True)
         yield f"norm {kind}", lambda dtype=dtype: row_norm(x, w, w, EPS, centre=True, one_plus=True, dtype=dtype)
         sizes = ((TOKENS, width), (hidden, width), (TOKENS, hidden), (width, hidden))
         x8, up, h8, down = (torch.empty(s, dtype=dtype) for s in sizes)
@@ -107,9 +107,9 @@ def calls(width: int, hidden: int, heads: int, formats: tuple[torch.dtype, ...])
     )
     yield "norm", lambda: row_norm(x, w, w, EPS, centre=True, one_plus=True, dtype=low)
     yield "rms norm", lambda: row_norm(x, weight, None, EPS, centre=False, one_plus=False, dtype=low)
-    turns = torch.empty(2, TOKENS, width // heads // 2)
+    cos_sin = torch.empty(2, TOKENS, width // heads // 2)
     for block in (None, 128):
-        yield f"norm rope {block or ''}", lambda block=block: norm_rope(x, weight, turns, heads, EPS, block)
+        yield f"norm rope {block or ''}", lambda block=block: norm_rope(x, weight, cos_sin, heads, EPS, block)
     yield "gate", lambda: add_gated(x, x, w)
     q, k, v = torch.empty(1, TOKENS, 3, heads, width // heads, dtype=low).unbind(2)
     proj = (torch.empty(width // heads, width // heads), torch.empty(width // heads), 0.1, 128, 64)

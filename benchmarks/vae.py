@@ -30,10 +30,10 @@ from turbodiffusion.checkpoint.load import load_vae
 from turbodiffusion.config import VAEConfig
 from turbodiffusion.evaluation.result_file import Row, target, write_results
 from turbodiffusion.inference.model_source import files, identify
-from turbodiffusion.models.vae.fused import Choices, FastCoder, attend, attend_written_out, pair_columns
+from turbodiffusion.models.vae.fused import Choices, FusedCoder, attend, attend_written_out, pair_columns
 from turbodiffusion.models.vae.model import WanVAE
-from turbodiffusion.ops.vae.norm_silu import advance_stream
-from turbodiffusion.ops.vae.winograd import Products, transform_weight
+from turbodiffusion.ops.vae.norm_silu import norm_silu
+from turbodiffusion.ops.vae.winograd import WinogradProducts, transform_weight
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOW = torch.bfloat16
@@ -46,7 +46,7 @@ VARIANTS: dict[str, tuple[Choices, int]] = {
     "chunk4": (BEST, 4),
     "write_out_attention": (replace(BEST, write_out_attention=True), CHUNK),
     "no_fold": (replace(BEST, fold_upsample=False), CHUNK),
-    "no_taps": (replace(BEST, taps_head=False), CHUNK),
+    "no_taps": (replace(BEST, few_channels_head=False), CHUNK),
     "pair_columns": (replace(BEST, winograd=False, pair_columns=96), CHUNK),
     "chunk1": (BEST, 1),
 }
@@ -155,7 +155,7 @@ def check(name: str, pairs: Sequence[tuple[Tensor, Tensor, Tensor, str]]) -> Row
 
 def check_decode(plain: WanVAE, sizes: Sequence[Exact], name: str, choices: Choices, size: int) -> Row:
     def made(x: Exact) -> Tensor:
-        return torch.cat(list(in_chunks(FastCoder(plain.decoder, choices), x.z, size)), dim=2)
+        return torch.cat(list(in_chunks(FusedCoder(plain.decoder, choices), x.z, size)), dim=2)
 
     return check(f"decode.{name}", [(made(x), x.low, x.expected, x.what) for x in sizes])
 
@@ -196,7 +196,7 @@ def check_demo() -> list[Row]:
 
 def alternatives(frames: int, scale: int) -> list[str]:
     """Milliseconds and useful TFLOP/s of one 3x3x3 convolution, in several forms, at the sizes of the last stages."""
-    from turbodiffusion.ops.vae.kernels import norm_silu as stream_triton
+    from turbodiffusion.ops.vae.kernels import norm_silu as norm_silu_kernels
 
     lines = []
     for channels, height, width, count in (
@@ -218,26 +218,26 @@ def alternatives(frames: int, scale: int) -> list[str]:
         gamma = torch.ones(channels, device=DEVICE, dtype=LOW)
         kernels = [kernel.contiguous(memory_format=flat) for kernel in transform_weight(weight)]
         frames_2d = [torch.randn_like(x_NCHW[: count // 2]) for _ in range(4)]
-        products = Products(tuple(torch.randn_like(x[:, : count // 2]) for _ in range(4)))
-        before = {"past_BNHWC": x[:, :2], "before": 2, "impl": "triton"}
+        products = WinogradProducts(tuple(torch.randn_like(x[:, : count // 2]) for _ in range(4)))
+        cache = {"cache_BNHWC": x[:, :2], "cache_frames": 2, "impl": "triton"}
         ways: dict[str, Callable[[], Any]] = {
             "conv3d": lambda x=x_BCTHW, w=weight: F.conv3d(x, w, padding=(0, 1, 1)),
             "conv3d, two columns": lambda x=x_BCTHW, w=paired: F.conv3d(x, w, stride=(1, 1, 2), padding=(0, 1, 1)),
             "conv2d x 4, winograd": lambda v=frames_2d, w=kernels: list(map(partial(F.conv2d, padding=1), v, w)),
             "conv2d, taps in": lambda x=x3, w=stacked_in: F.conv2d(x, w, padding=1),
             "conv2d, taps out": lambda x=x_NCHW, w=stacked_out: F.conv2d(x, w, padding=1),
-            "advance": lambda x=x, g=gamma, b=before: advance_stream(x[:, 2:], g, **b),
-            "advance, middle": lambda m=products, g=gamma, b=before: advance_stream(m, g, transform=True, **b),
-            "advance, start": lambda m=products, x=x, g=gamma, b=before: advance_stream(
-                m, g, residual_BTHWC=x[:, 2:], keep_sum=True, transform=True, **b
+            "norm_silu": lambda x=x, g=gamma, c=cache: norm_silu(x[:, 2:], g, **c),
+            "norm_silu, middle": lambda m=products, g=gamma, c=cache: norm_silu(m, g, transform=True, **c),
+            "norm_silu, start": lambda m=products, x=x, g=gamma, c=cache: norm_silu(
+                m, g, residual_BTHWC=x[:, 2:], keep_sum=True, transform=True, **c
             ),
         }
         # Tensors read and written, of the size of x; the first also copies two frames twice.
-        passes = {"advance": 2, "advance, middle": 4, "advance, start": 6}
+        passes = {"norm_silu": 2, "norm_silu, middle": 4, "norm_silu, start": 6}
         for name, run in ways.items():
-            tiles = (1024, 2048, 4096) if passes.get(name, 0) > 2 else (stream_triton.PAIR_TILE,)
+            tiles = (1024, 2048, 4096) if passes.get(name, 0) > 2 else (norm_silu_kernels.PAIR_TILE,)
             for tile in tiles:
-                with patch.object(stream_triton, "PAIR_TILE", tile):
+                with patch.object(norm_silu_kernels, "PAIR_TILE", tile):
                     try:
                         ms = 1e3 * seconds(run, 5, warm=2)
                     except RuntimeError as failure:
@@ -263,7 +263,7 @@ def attention_ways(frames: int, positions: int, channels: int) -> list[str]:
 
 def profile(vae: WanVAE, z: Tensor, size: int) -> None:
     """Milliseconds of each layer over a whole decode, then the kernels that take most."""
-    coder = FastCoder(vae.decoder, BEST)
+    coder = FusedCoder(vae.decoder, BEST)
     modules = (*vae.decoder.middle, *vae.decoder.upsamples)
     spans: list[tuple[int, float]] = []
 
@@ -288,7 +288,7 @@ def profile(vae: WanVAE, z: Tensor, size: int) -> None:
     if DEVICE.type != "cuda":
         return
     activities = [torch.profiler.ProfilerActivity.CUDA]
-    coder = FastCoder(vae.decoder, BEST)
+    coder = FusedCoder(vae.decoder, BEST)
     with torch.profiler.profile(activities=activities) as profiler:
         for chunk in in_chunks(coder, z, size):
             del chunk
@@ -368,7 +368,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
     def variant(name: str) -> None:
         choices, size = VARIANTS[name]
         rows.append(check_decode(plain, sizes, name, choices, size))
-        run = seconds(lambda: [None for _ in in_chunks(FastCoder(plain.decoder, choices), z, size)], repeats)
+        run = seconds(lambda: [None for _ in in_chunks(FusedCoder(plain.decoder, choices), z, size)], repeats)
         add(f"decode.480p.{name}.ms", 1e3 * run, "ms", f"{real}: {choices}, {size} latent frames at once")
 
     def decode_720p() -> None:

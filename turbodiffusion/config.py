@@ -10,7 +10,7 @@ from turbodiffusion.errors import UserError
 ATTENTION_KINDS = ("original", "sla", "sage", "sagesla")
 SPARSE_ATTENTION = ("sla", "sagesla")
 LINEAR_KINDS = ("off", "int8_block", "int8_row", "fp8_row")
-ROW_LINEARS = ("int8_row", "fp8_row")  # those whose products take activations that are quantized already
+PER_TOKEN_LINEARS = ("int8_row", "fp8_row")  # those whose products take activations that are quantized already
 IMPLEMENTATIONS = ("reference", "triton")
 PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
 TEXT_BUCKETS = 32  # of distances between tokens of umT5, half of them for either direction

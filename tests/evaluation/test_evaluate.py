@@ -65,7 +65,7 @@ def test_a_variant_runs_the_kernels_that_it_names(tiny_model) -> None:
     kinds = {"triton": TRITON, "reference": REFERENCE}
     models = [load_variant(Variant("teacher", str(tiny_model), kernels=kernels), CPU) for kernels in kinds]
     assert [model.transformer.config.kernels for model in models] == [*kinds.values()]
-    assert [model.transformer.blocks[0].self_attn.joined for model in models] == [True, False]
+    assert [model.transformer.blocks[0].self_attn.fused_qkv for model in models] == [True, False]
     assert [model.vae.impl for model in models] == [*kinds]
     for model in models:  # its head is zero before any training
         torch.nn.init.normal_(model.transformer.head.head.weight, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from turbodiffusion.inference import auto, doctor
 from turbodiffusion.inference.auto import choose_linears, supported_kernels
 from turbodiffusion.inference.device import device_info
 from turbodiffusion.memory import plan as memory
-from turbodiffusion.ops.implementations import attention_obstacle
+from turbodiffusion.ops.implementations import attention_unsupported_reason
 from turbodiffusion.presets import find_model
 
 PROMPT = "a red fox runs"
@@ -67,8 +67,8 @@ def test_kernels_fit_the_network():
     assert supported_kernels(TRITON, replace(fast, num_heads=16), cpu) == replace(TRITON, attention="reference")
     assert supported_kernels(TRITON, replace(fast, ffn_dim=8968), cpu) == replace(TRITON, linear="reference")
     assert supported_kernels(TRITON, replace(fast, ffn_dim=8968, quant_linear="off"), cpu) == TRITON
-    assert "needs fp8" in attention_obstacle("sage", 128, 128, 64, (8, 0))
-    assert attention_obstacle("sla", 128, 128, 64, (8, 0)) is None
+    assert "needs fp8" in attention_unsupported_reason("sage", 128, 128, 64, (8, 0))
+    assert attention_unsupported_reason("sla", 128, 128, 64, (8, 0)) is None
 
 
 def test_kernels_by_default_are_those_of_bfloat16(monkeypatch):

@@ -10,8 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from turbodiffusion.config import VAEConfig
 from turbodiffusion.memory.vae import chunk_sizes, decode_bytes
-from turbodiffusion.models.vae import fused as vae_fast
-from turbodiffusion.models.vae.fused import Choices, FastCoder
+from turbodiffusion.models.vae import fused as fused
+from turbodiffusion.models.vae.fused import Choices, FusedCoder
 from turbodiffusion.models.vae.model import WanVAE
 
 GIB = 2**30
@@ -63,8 +63,8 @@ def living(monkeypatch):
 
         return run
 
-    for op in (vae_fast.advance_stream, vae_fast.convolve_to_few):
-        monkeypatch.setattr(vae_fast, op.__name__, whole(op))
+    for op in (fused.norm_silu, fused.conv3d_few_channels):
+        monkeypatch.setattr(fused, op.__name__, whole(op))
     return living
 
 
@@ -81,7 +81,7 @@ def test_the_fast_decoder_holds_what_is_counted(living, dim, latents):
     config = VAEConfig(dim=dim)
     vae = WanVAE(config)
     with living:
-        coder = FastCoder(vae.decoder, Choices("reference"))
+        coder = FusedCoder(vae.decoder, Choices("reference"))
         for z in chunks_of(latents, (1, 16, HEIGHT // 8, WIDTH // 8)):
             coder(z)
     counted = decode_bytes(config, WIDTH, HEIGHT, latents, 4, "triton")
@@ -106,7 +106,7 @@ def test_encoding_takes_less(living, latents):
     config = VAEConfig(dim=16)
     vae = WanVAE(config)
     with living:
-        coder = FastCoder(vae.encoder, Choices("reference"))
+        coder = FusedCoder(vae.encoder, Choices("reference"))
         for frames in (1, 4 * latents, 4 * latents):
             coder(torch.randn(1, 3, frames, HEIGHT, WIDTH))
     assert living.peak < decode_bytes(config, WIDTH, HEIGHT, latents, 4, "triton")

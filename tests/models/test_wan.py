@@ -372,11 +372,11 @@ def test_misshapen_inputs_are_refused():
         model(x[:, :15], t, context)
     with pytest.raises(ValueError, match=r"t_B must be \[2\], one time a video, got \[1\]"):
         model(x, t[:1], context)
-    with pytest.raises(ValueError, match=r"text_BSE must be \[B, 5, 12\], got \[2, 4, 12\]"):
+    with pytest.raises(ValueError, match=r"prompt_embeds_BSE must be \[B, 5, 12\], got \[2, 4, 12\]"):
         model.encode_context(text[:, :4])
-    with pytest.raises(ValueError, match="image_BNE fits no network"):
+    with pytest.raises(ValueError, match="image_embeds_BNE fits no network"):
         model.encode_context(text, torch.zeros(2, 3, 10))
-    with pytest.raises(ValueError, match="image_BNE is needed"):
+    with pytest.raises(ValueError, match="image_embeds_BNE is needed"):
         perturbed(dataclasses.replace(TINY, image_dim=10)).encode_context(text)
 
 

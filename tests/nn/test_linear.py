@@ -4,10 +4,17 @@ import pytest
 import torch
 
 from turbodiffusion.config import LINEAR_KINDS
-from turbodiffusion.nn.linear import ROW_DTYPES, QuantizedLinear, join, joined, joined_product, linear
+from turbodiffusion.nn.linear import (
+    PER_TOKEN_DTYPES,
+    QuantizedLinear,
+    fuse_linears,
+    fused_linear,
+    fused_weights,
+    linear,
+)
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import int8_block_linear, int8_row_linear, quantize_int8_block, quantize_int8_row
-from turbodiffusion.ops.linear.per_token import quantize_rows
+from turbodiffusion.ops.linear.per_token import quantize_per_token
 
 IN, OUT = 200, 136  # neither is a multiple of 128
 OPS = {
@@ -99,10 +106,10 @@ def test_joined_layers_are_one_product(kind, first):
     x = torch.randn(2, 7, IN)
     expected = torch.cat([layer(x) for layer in layers], dim=-1)
     with pytest.raises(RuntimeError, match="do not lie side by side"):
-        joined(layers)
-    join(layers)
+        fused_weights(layers)
+    fuse_linears(layers)
     assert all(torch.equal(layer(x), y) for layer, y in zip(layers, expected.split(widths, -1), strict=True))
-    y = joined_product(layers, x)
+    y = fused_linear(layers, x)
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)  # a wider product may sum in another order
 
 
@@ -113,8 +120,8 @@ def test_of_rows_is_forward_with_gate_and_residual(kind):
     layer = linear(IN, OUT, kind=kind)
     layer.reset_parameters()
     x, gate, residual = torch.randn(2, 7, IN), torch.randn(2, OUT), torch.randn(2, 7, OUT)
-    rows = quantize_rows(x, ROW_DTYPES[kind])
-    y = layer.of_rows(rows, torch.float32, gate_BO=gate, residual=residual)
+    rows = quantize_per_token(x, PER_TOKEN_DTYPES[kind])
+    y = layer.forward_quantized(rows, torch.float32, gate_BO=gate, residual=residual)
     torch.testing.assert_close(y, residual + gate[:, None] * layer(x), rtol=1e-6, atol=1e-6)
 
 

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from turbodiffusion.ops.contract import check_dtype, check_layout, check_no_grad, choose
+from turbodiffusion.ops.contract import check_dtype, check_layout, check_no_grad, select_impl
 
 
 def test_choose_names_the_known_implementations():
-    assert choose("op", "b", {"a": int, "b": str}) is str
+    assert select_impl("op", "b", {"a": int, "b": str}) is str
     with pytest.raises(ValueError, match="op: unknown impl 'triton', expected one of 'a', 'b'"):
-        choose("op", "triton", {"a": int, "b": str})
+        select_impl("op", "triton", {"a": int, "b": str})
 
 
 def test_layout_returns_the_size_of_each_letter():

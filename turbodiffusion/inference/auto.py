@@ -18,7 +18,7 @@ from turbodiffusion.inference import doctor
 from turbodiffusion.memory.plan import GIB, DeviceInfo, Job
 from turbodiffusion.memory.weights import transformer_bytes
 from turbodiffusion.ops.contract import check_triton
-from turbodiffusion.ops.implementations import attention_obstacle, linear_obstacle
+from turbodiffusion.ops.implementations import attention_unsupported_reason, linear_unsupported_reason
 from turbodiffusion.presets import ModelPreset
 from turbodiffusion.request import Request, made_size
 
@@ -90,8 +90,8 @@ def supported_kernels(kernels: Kernels, config: WanConfig, device: torch.device)
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     blocks = config.sla_block_q, config.sla_block_k
     reasons = {
-        "attention": attention_obstacle(config.attention_type, config.head_dim, *blocks, capability),
-        "linear": linear_obstacle((config.dim, config.ffn_dim)) if config.quant_linear != "off" else None,
+        "attention": attention_unsupported_reason(config.attention_type, config.head_dim, *blocks, capability),
+        "linear": linear_unsupported_reason((config.dim, config.ffn_dim)) if config.quant_linear != "off" else None,
     }
     for group, reason in reasons.items():
         if reason is not None and getattr(kernels, group) != "reference":

@@ -11,7 +11,7 @@ working memory of its stages, which come one after the other: text (if its layer
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from turbodiffusion.config import PATCH, ROW_LINEARS, SPARSE_ATTENTION, TRITON, TextConfig, VAEConfig, WanConfig
+from turbodiffusion.config import PATCH, PER_TOKEN_LINEARS, SPARSE_ATTENTION, TRITON, TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import MachineError
 from turbodiffusion.memory.vae import chunk_sizes, decode_bytes
 from turbodiffusion.memory.weights import (
@@ -298,7 +298,7 @@ def _transformer_activations(job: Job) -> int:
     (`peak.forward.fast` in benchmarks/results). The floating-point forward is estimated at 1.5 times of 1.3B's.
     """
     config, width = job.transformer, DTYPE_BYTES[job.dtype]
-    if config.quant_linear in ROW_LINEARS and config.kernels.linear == config.kernels.attention == "triton":
+    if config.quant_linear in PER_TOKEN_LINEARS and config.kernels.linear == config.kernels.attention == "triton":
         block = max(21 * config.dim, 8 * config.dim + 3 * config.ffn_dim)
     else:
         stream = 6 * width + 12  # q, k, v or their like in the network's dtype; x, y and their gated sum in float32

@@ -1,4 +1,8 @@
-"""Linear layers of a transformer block, in floating point or 8 bits, chosen at construction; layers joined as one."""
+"""Linear layers of a transformer block, in floating point or 8 bits, chosen at construction; layers fused as one.
+
+The kinds of `WanConfig.quant_linear`: "off" is floating point; "int8_block" is the published 8-bit format, one scale
+per 128 x 128 block; "int8_row" and "fp8_row" have one scale per token of the activations and one per output feature.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,14 +21,17 @@ from turbodiffusion.ops.linear.int8 import (
     quantize_int8_block,
     quantize_int8_row,
 )
-from turbodiffusion.ops.linear.per_token import row_linear
+from turbodiffusion.ops.linear.per_token import per_token_linear
+
+# Activations in 8 bits: int8 or float8_e4m3fn [..., K] and their scale per token, float32 [...].
+Quantized = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class _Format:
     weight_name: str
     dtype: torch.dtype
-    by_block: bool  # one scale a block of the weight, or one a row
+    by_block: bool  # one scale per block of the weight, else per output feature
     quantize: Callable[[Tensor], tuple[Tensor, Tensor]]
     multiply: Callable[..., Tensor]
 
@@ -34,16 +41,16 @@ _FORMATS = {
     "int8_row": _Format("int8_weight", torch.int8, False, quantize_int8_row, int8_row_linear),
     "fp8_row": _Format("fp8_weight", torch.float8_e4m3fn, False, quantize_fp8_row, fp8_row_linear),
 }
-# The kinds whose products take activations that are rounded already, and the dtype that they are rounded to.
-ROW_DTYPES = {kind: form.dtype for kind, form in _FORMATS.items() if not form.by_block}
+# The kinds with per-token scales, whose products take activations that are rounded already, and the dtype of those.
+PER_TOKEN_DTYPES = {kind: form.dtype for kind, form in _FORMATS.items() if not form.by_block}
 
 
 class QuantizedLinear(nn.Module):
-    """x [..., in_features] to [..., out_features] with 8-bit weights and activations; for inference, without gradient.
+    """Map x [..., in_features] to [..., out_features] in 8 bits; for inference, without gradient.
 
-    State: `int8_weight` (or `fp8_weight`) [out, in], float32 `scale` ("int8_block": one per 128 x 128 block, the
-    published format; else one per row) and `bias`. All zero until `load_weight`, `load_state_dict` or
-    `reset_parameters`. impl: of the op, "reference" or "triton". Raises ValueError for an unknown kind.
+    State: `int8_weight` (or `fp8_weight`) [out, in], float32 `scale` ("int8_block": one per 128 x 128 block; else one
+    per output feature) and `bias`. All zero until `load_weight`, `load_state_dict` or `reset_parameters`. impl: of the
+    op, "reference" or "triton". Raises ValueError for an unknown kind.
     """
 
     int8_weight: Tensor
@@ -73,7 +80,7 @@ class QuantizedLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A random weight (Xavier uniform) and a bias of zero, for measurements without a checkpoint."""
+        """Draw a random weight (Xavier uniform) and zero the bias, for measurements without a checkpoint."""
         self.load_weight(nn.init.xavier_uniform_(self.scale.new_empty(self.out_features, self.in_features)))
         nn.init.zeros_(self.bias)
 
@@ -98,7 +105,7 @@ class QuantizedLinear(nn.Module):
         return self.get_buffer(self._format.weight_name)
 
     def float_weight(self) -> Tensor:
-        """The weight that the 8-bit one stands for, float32 [out, in]."""
+        """Return the weight that the 8-bit one stands for, float32 [out, in]."""
         if self._format.by_block:
             return dequantize_int8_block(self.values, self.scale)
         return self.values.float() * self.scale[:, None]
@@ -107,24 +114,24 @@ class QuantizedLinear(nn.Module):
         return self.multiply(x, self.values, self.scale, self.bias)
 
     def multiply(self, x: Tensor, values: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        """The op of this layer's kind and impl, on any tensors."""
+        """Apply the op of this layer's kind and impl to any tensors."""
         with no_autocast(x.device):  # the op states its own number formats
             return self._format.multiply(x, values, scale, bias, impl=self.impl)
 
-    def of_rows(
+    def forward_quantized(
         self,
-        rows: tuple[Tensor, Tensor],
+        x8: Quantized,
         dtype: torch.dtype,
         *,
         gate_BO: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """`residual + gate * forward` in `dtype`, of an input that is rounded already, for the kinds of ROW_DTYPES.
+        """Compute `residual + gate * forward` in `dtype`, of an input that is rounded already.
 
-        rows: 8-bit [..., in] and their scale [...], from `quantize_rows` or a quantized norm.
+        For the kinds of PER_TOKEN_DTYPES. x8: from `quantize_per_token` or a quantized norm.
         """
-        return row_linear(
-            *rows,
+        return per_token_linear(
+            *x8,
             self.values,
             self.scale,
             self.bias,
@@ -147,18 +154,18 @@ def linear(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """nn.Linear for kind "off" (whatever `impl`), else a QuantizedLinear; ValueError for an unknown kind."""
+    """Build an nn.Linear for kind "off" (whatever `impl`), else a QuantizedLinear. ValueError for an unknown kind."""
     if kind == "off":
         return nn.Linear(in_features, out_features, device=device, dtype=dtype)
     return QuantizedLinear(in_features, out_features, kind=kind, impl=impl, device=device, dtype=dtype)
 
 
 @torch.no_grad()
-def join(layers: Sequence[nn.Module]) -> None:
+def fuse_linears(layers: Sequence[nn.Module]) -> None:
     """Lay the tensors of layers that read one input side by side in memory, so that one product serves all.
 
-    Every layer keeps its tensors, by their names, as views of the joined ones. Layers that lie so already, because
-    they were given the tensors of joined ones, stay as they are. In "int8_block" each but the last must have outputs in
+    Every layer keeps its tensors, by their names, as views of the fused ones. Layers that lie so already, because
+    they were given the tensors of fused ones, stay as they are. In "int8_block" each but the last must have outputs in
     whole blocks of 128, or scales would span the rows of two.
     """
     for name in _tensor_names(layers[0]):
@@ -172,8 +179,8 @@ def join(layers: Sequence[nn.Module]) -> None:
             setattr(layer, name, nn.Parameter(view, part.requires_grad) if isinstance(part, nn.Parameter) else view)
 
 
-def joined(layers: Sequence[nn.Module]) -> list[Tensor]:
-    """The weight (and scale) and bias over all outputs of layers that `join` laid side by side.
+def fused_weights(layers: Sequence[nn.Module]) -> list[Tensor]:
+    """Return the weight (and scale) and bias over all outputs of layers that `fuse_linears` laid side by side.
 
     Raises RuntimeError where they do not lie so: tensors were replaced since.
     """
@@ -188,12 +195,23 @@ def joined(layers: Sequence[nn.Module]) -> list[Tensor]:
     return found
 
 
-def joined_product(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
-    """The outputs of joined layers side by side, [..., sum of outputs]."""
+def fused_linear(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Compute the outputs of fused layers side by side, [..., sum of outputs]."""
     first = layers[0]
     if isinstance(first, QuantizedLinear):
-        return first.multiply(x, *joined(layers))
-    return F.linear(x, *joined(layers))
+        return first.multiply(x, *fused_weights(layers))
+    return F.linear(x, *fused_weights(layers))
+
+
+def fused_linear_quantized(layers: Sequence[nn.Module], x8: Quantized, dtype: torch.dtype) -> Tensor:
+    """Compute `fused_linear` in `dtype`, of an input that is rounded already, for the kinds of PER_TOKEN_DTYPES."""
+    return per_token_linear(*x8, *fused_weights(layers), dtype=dtype, impl=as_quantized(layers[0]).impl)
+
+
+def as_quantized(layer: nn.Module) -> QuantizedLinear:
+    """Return the layer, as what it must be for the caller."""
+    assert isinstance(layer, QuantizedLinear), type(layer)
+    return layer
 
 
 def _tensor_names(layer: nn.Module) -> list[str]:
@@ -203,10 +221,10 @@ def _tensor_names(layer: nn.Module) -> list[str]:
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> bool:
-    place = parts[0].storage_offset()
+    offset = parts[0].storage_offset()
     for part in parts:
         same = part.untyped_storage().data_ptr() == parts[0].untyped_storage().data_ptr()
-        if not (same and part.is_contiguous() and part.storage_offset() == place):
+        if not (same and part.is_contiguous() and part.storage_offset() == offset):
             return False
-        place += part.numel()
+        offset += part.numel()
     return True

@@ -19,15 +19,15 @@ FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Function = TypeVar("Function", bound=Callable)
 
 
-def choose(op: str, impl: str, implementations: Mapping[str, Function]) -> Function:
-    """The function behind `impl`; ValueError naming the known ones when there is none."""
+def select_impl(op: str, impl: str, implementations: Mapping[str, Function]) -> Function:
+    """Return the function behind `impl`. Raises ValueError naming the known ones when there is none."""
     if impl not in implementations:
         raise ValueError(f"{op}: unknown impl {impl!r}, expected one of {', '.join(map(repr, implementations))}")
     return implementations[impl]
 
 
 def check_layout(op: str, **tensors: Tensor) -> dict[str, int]:
-    """Compare each tensor with the layout in its name's suffix; returns the size of each letter.
+    """Compare each tensor with the layout in its name's suffix and return the size of each letter.
 
     check_layout("attention", q_BLHD=q, k_BSHD=k) asks for four dimensions each and for equal B, H and D.
     Raises ValueError with the expected and the given shape.
@@ -55,7 +55,7 @@ def check_dtype(op: str, expected: Sequence[torch.dtype] = FLOATS, **tensors: Te
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that a reference computes in: float32, or float64 for float64 tensors (tests of gradients)."""
+    """Return the dtype that a reference computes in: float32, or float64 for float64 tensors (tests of gradients)."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -9,10 +9,10 @@ BLOCKS = (64, 128)  # of tokens
 TRITON_GPU, FP8_GPU = (8, 0), (8, 9)
 
 
-def attention_obstacle(
+def attention_unsupported_reason(
     kind: str, head_dim: int, block_q: int, block_k: int, capability: tuple[int, int] | None
 ) -> str | None:
-    """Why the Triton kernels cannot compute this attention on a GPU of that capability, in words; None if they can.
+    """Return why the Triton kernels cannot compute this attention on a GPU of that capability; None if they can.
 
     capability None: the interpreter, which has every number format. The kernels raise by themselves; this is for a
     choice before anything is built.
@@ -28,7 +28,7 @@ def attention_obstacle(
     return None
 
 
-def linear_obstacle(widths: Sequence[int]) -> str | None:
-    """As `attention_obstacle`, for 8-bit linears between these widths."""
+def linear_unsupported_reason(widths: Sequence[int]) -> str | None:
+    """Return why the Triton kernels cannot compute 8-bit linears between these widths; None if they can."""
     odd = [width for width in widths if width % 16]
     return f"the Triton kernels take widths that are multiples of 16, not {odd[0]}" if odd else None

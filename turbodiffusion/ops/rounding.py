@@ -16,12 +16,12 @@ SMALLEST_AMAX = 1e-8
 
 
 def to_int8(x: Tensor, amax: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values in [-127, 127], half to even, and their scale amax / 127, float32; `amax` broadcasts against x."""
+    """Round to int8 in [-127, 127], half to even; return values and scale amax / 127 (float32); `amax` broadcasts."""
     scale = amax.float().clamp_min(SMALLEST_AMAX) / 127
     return (x.float() / scale).round().to(torch.int8), scale
 
 
 def to_fp8(x: Tensor, amax: Tensor) -> tuple[Tensor, Tensor]:
-    """float8_e4m3fn values in [-448, 448] and their scale amax / 448, float32; `amax` broadcasts against x."""
+    """Round to float8_e4m3fn in [-448, 448]; return values and scale amax / 448 (float32); `amax` broadcasts."""
     scale = amax.float().clamp_min(SMALLEST_AMAX) / FP8_MAX
     return (x.float() / scale).to(FP8), scale

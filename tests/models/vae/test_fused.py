@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from turbodiffusion.config import VAEConfig
 from turbodiffusion.errors import MachineError
-from turbodiffusion.models.vae.fused import Choices, FastCoder, fold_upsample
+from turbodiffusion.models.vae.fused import Choices, FusedCoder, fold_upsample
 from turbodiffusion.models.vae.model import WanVAE
 
 # Every kind of layer with and without a change of width, few of each: the interpreter is slow.
@@ -16,7 +16,7 @@ SMALL = VAEConfig(dim=4, dim_mult=(1, 2, 2), num_res_blocks=1, temporal_downsamp
 CHOICES = [
     Choices("reference"),
     Choices("reference", fold_upsample=False),
-    Choices("reference", taps_head=False),
+    Choices("reference", few_channels_head=False),
     Choices("reference", winograd=False),
     Choices("reference", winograd=False, pair_columns=4),
     Choices("reference", write_out_attention=True),
@@ -44,7 +44,7 @@ def test_decoder_is_its_layers(small, choices, sizes):
     with torch.no_grad():
         whole = small.decoder(z)[0]
     # Float32 sums taken in another order, and taps added up before the convolution instead of after it.
-    assert relative_l2(in_chunks(FastCoder(small.decoder, choices), z, sizes), whole) < 1e-5
+    assert relative_l2(in_chunks(FusedCoder(small.decoder, choices), z, sizes), whole) < 1e-5
 
 
 @pytest.mark.parametrize("sizes", [[1], [1, 2, 2, 2], [1, 6], [1, 4, 2]])
@@ -52,7 +52,7 @@ def test_encoder_is_its_layers(small, sizes):
     video = torch.rand(2, 3, sum(sizes), 8, 12)
     with torch.no_grad():
         whole = small.encoder(video)[0]
-    assert relative_l2(in_chunks(FastCoder(small.encoder, CHOICES[0]), video, sizes), whole) < 1e-5
+    assert relative_l2(in_chunks(FusedCoder(small.encoder, CHOICES[0]), video, sizes), whole) < 1e-5
 
 
 def test_folded_upsampling_is_upsampling():

@@ -1,9 +1,9 @@
-"""The layers of the Wan2.1 video VAE (`vae.py`): plain PyTorch, differentiable, on any device.
+"""The layers of the Wan2.1 video VAE (`model.py`): plain PyTorch, differentiable, on any device.
 
-Every layer that looks back in time is a function (x, past) -> (y, past): `past` holds the frames that it must remember
-and is used up by the call, `None` means that x starts the clip. A clip in one call (training) and a clip in chunks are
-therefore the same code and agree to rounding. Shape suffixes: B batch, C channels, T frames at any stage, F video
-frames, H and W height and width at any stage, N = B * T frames folded into the batch, L = H * W positions.
+Every layer that looks back in time is a function (x, cache) -> (y, cache): `cache` holds the frames that it must
+remember and is used up by the call, `None` means that x starts the clip. A clip in one call (training) and a clip in
+chunks are therefore the same code and agree to rounding. Shape suffixes: B batch, C channels, T frames at any stage, F
+video frames, H and W height and width at any stage, N = B * T frames folded into the batch, L = H * W positions.
 
 Activations are kept in the channels_last_3d layout: there, folding the frames into the batch is free.
 """
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from turbodiffusion.config import VAEConfig
 
-# What a layer remembers of the frames before x: a tensor [B, C, frames, H, W], a sequence of such for a block of
-# layers; None at the start of the clip, and for a layer that remembers nothing.
-Past = Any
+# What a layer keeps of the frames before x: a tensor [B, C, frames, H, W], a sequence of such for a block of
+# layers; None at the start of the clip, and for a layer that does not look back.
+Cache = Any
 
 
 class CausalConv3d(nn.Conv3d):
@@ -32,17 +32,17 @@ class CausalConv3d(nn.Conv3d):
         padding = (0, kernel_size[1] // 2, kernel_size[2] // 2)
         super().__init__(in_channels, out_channels, kernel_size, stride=(time_stride, 1, 1), padding=padding)
 
-    def forward(self, x_BCTHW: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        remembered = self.kernel_size[0] - self.stride[0]
-        if past is None:
-            x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, remembered, 0))
+    def forward(self, x_BCTHW: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        cached_frames = self.kernel_size[0] - self.stride[0]
+        if cache is None:
+            x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, cached_frames, 0))
         else:
-            x_BCTHW = torch.cat((past, x_BCTHW), dim=2)
-        y_BCTHW = self._sum_of_taps(x_BCTHW) if x_BCTHW.is_cpu else super().forward(x_BCTHW)
-        return y_BCTHW, _copy(x_BCTHW[:, :, -remembered:])
+            x_BCTHW = torch.cat((cache, x_BCTHW), dim=2)
+        y_BCTHW = self._conv2d_per_tap(x_BCTHW) if x_BCTHW.is_cpu else super().forward(x_BCTHW)
+        return y_BCTHW, _copy(x_BCTHW[:, :, -cached_frames:])
 
-    def _sum_of_taps(self, x_BCTHW: Tensor) -> Tensor:
-        """The same sum, one 2D convolution a tap in time: on short chunks PyTorch's 3D one is several times slower."""
+    def _conv2d_per_tap(self, x_BCTHW: Tensor) -> Tensor:
+        """Sum one 2D convolution per tap in time: on short chunks PyTorch's 3D one is several times slower."""
         step = self.stride[0]
         span = x_BCTHW.shape[2] - self.kernel_size[0] + 1
         y_NCHW: Tensor | None = None
@@ -94,11 +94,11 @@ class ResidualBlock(nn.Module):
         )
         self.shortcut = PointwiseConv3d(in_dim, out_dim) if in_dim != out_dim else nn.Identity()
 
-    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
-        past_1, past_2 = past or (None, None)
-        h, past_1 = self.residual["2"](F.silu(self.residual["0"](x_BCTHW)), past_1)
-        h, past_2 = self.residual["6"](F.silu(self.residual["3"](h)), past_2)
-        return self.shortcut(x_BCTHW) + h, (past_1, past_2)
+    def forward(self, x_BCTHW: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        cache_1, cache_2 = cache or (None, None)
+        h, cache_1 = self.residual["2"](F.silu(self.residual["0"](x_BCTHW)), cache_1)
+        h, cache_2 = self.residual["6"](F.silu(self.residual["3"](h)), cache_2)
+        return self.shortcut(x_BCTHW) + h, (cache_1, cache_2)
 
 
 class AttentionBlock(nn.Module):
@@ -110,7 +110,7 @@ class AttentionBlock(nn.Module):
         self.to_qkv = nn.Conv2d(dim, 3 * dim, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+    def forward(self, x_BCTHW: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         x_NCHW = _fold_frames(x_BCTHW)
         h_NLC = self.norm(x_NCHW).flatten(2).transpose(1, 2)
         # The axis of one is the head.
@@ -129,12 +129,12 @@ class Downsample(nn.Module):
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim, 3, stride=2)})
         self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), time_stride=2) if temporal else None
 
-    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+    def forward(self, x_BCTHW: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         x_NCHW = self.resample["1"](F.pad(_fold_frames(x_BCTHW), (0, 1, 0, 1)))
         x_BCTHW = _unfold_frames(x_NCHW, len(x_BCTHW))
         if self.time_conv is None:
             return x_BCTHW, None
-        return _after_first_frame(self.time_conv, x_BCTHW, past, before=_copy)
+        return _after_first_frame(self.time_conv, x_BCTHW, cache, cache_of=_copy)
 
 
 class Upsample(nn.Module):
@@ -149,18 +149,18 @@ class Upsample(nn.Module):
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
         self.time_conv = CausalConv3d(dim, 2 * dim, (3, 1, 1)) if temporal else None
 
-    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
+    def forward(self, x_BCTHW: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
         if self.time_conv is not None:
-            x_BCTHW, past = _after_first_frame(self._double_frames, x_BCTHW, past, before=self._two_zero_frames)
+            x_BCTHW, cache = _after_first_frame(self._double_frames, x_BCTHW, cache, cache_of=self._two_zero_frames)
         x_NCHW = F.interpolate(_fold_frames(x_BCTHW), scale_factor=2.0, mode="nearest-exact")
-        return _unfold_frames(self.resample["1"](x_NCHW), len(x_BCTHW)), past
+        return _unfold_frames(self.resample["1"](x_NCHW), len(x_BCTHW)), cache
 
-    def _double_frames(self, x_BCTHW: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def _double_frames(self, x_BCTHW: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
         assert self.time_conv is not None
-        pairs_BCTHW, past = self.time_conv(x_BCTHW, past)
+        pairs_BCTHW, cache = self.time_conv(x_BCTHW, cache)
         # The first half of the channels is the earlier frame of each pair. Channels stay innermost in memory.
         pairs_BTHW2C = pairs_BCTHW.movedim(1, -1).unflatten(-1, (2, -1))
-        return pairs_BTHW2C.movedim(4, 2).contiguous().flatten(1, 2).movedim(-1, 1), past
+        return pairs_BTHW2C.movedim(4, 2).contiguous().flatten(1, 2).movedim(-1, 1), cache
 
     @staticmethod
     def _two_zero_frames(frame_BCTHW: Tensor) -> Tensor:
@@ -184,12 +184,12 @@ class Encoder(nn.Module):
         self.middle = _middle(dims[-1])
         self.head = nn.ModuleDict({"0": ChannelNorm(dims[-1], 3), "2": CausalConv3d(dims[-1], 2 * config.z_dim)})
 
-    def forward(self, x_BCFHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
-        past_in, past_layers, past_out = past or (None, None, None)
-        x, past_in = self.conv1(x_BCFHW, past_in)
-        x, past_layers = _through((*self.downsamples, *self.middle), x, past_layers)
-        x, past_out = self.head["2"](F.silu(self.head["0"](x)), past_out)
-        return x, (past_in, past_layers, past_out)
+    def forward(self, x_BCFHW: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        cache_in, cache_layers, cache_out = cache or (None, None, None)
+        x, cache_in = self.conv1(x_BCFHW, cache_in)
+        x, cache_layers = _through((*self.downsamples, *self.middle), x, cache_layers)
+        x, cache_out = self.head["2"](F.silu(self.head["0"](x)), cache_out)
+        return x, (cache_in, cache_layers, cache_out)
 
 
 class Decoder(nn.Module):
@@ -211,51 +211,51 @@ class Decoder(nn.Module):
         self.upsamples = nn.ModuleList(layers)
         self.head = nn.ModuleDict({"0": ChannelNorm(dims[-1], 3), "2": CausalConv3d(dims[-1], 3)})
 
-    def forward(self, x_BCTHW: Tensor, past: Past = None) -> tuple[Tensor, Past]:
-        past_in, past_layers, past_out = past or (None, None, None)
-        x, past_in = self.conv1(x_BCTHW, past_in)
-        x, past_layers = _through((*self.middle, *self.upsamples), x, past_layers)
-        x, past_out = self.head["2"](F.silu(self.head["0"](x)), past_out)
-        return x, (past_in, past_layers, past_out)
+    def forward(self, x_BCTHW: Tensor, cache: Cache = None) -> tuple[Tensor, Cache]:
+        cache_in, cache_layers, cache_out = cache or (None, None, None)
+        x, cache_in = self.conv1(x_BCTHW, cache_in)
+        x, cache_layers = _through((*self.middle, *self.upsamples), x, cache_layers)
+        x, cache_out = self.head["2"](F.silu(self.head["0"](x)), cache_out)
+        return x, (cache_in, cache_layers, cache_out)
 
 
 def _middle(dim: int) -> nn.ModuleList:
     return nn.ModuleList([ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim)])
 
 
-def _through(layers: Sequence[nn.Module], x: Tensor, pasts: list[Past] | None) -> tuple[Tensor, list[Past]]:
-    """x through every layer in turn. Each past gives way to the new one at once, so two sets are never held."""
-    pasts = pasts or [None] * len(layers)
+def _through(layers: Sequence[nn.Module], x: Tensor, caches: list[Cache] | None) -> tuple[Tensor, list[Cache]]:
+    """Run x through every layer. Each cache gives way to the new one at once, so two sets are never held."""
+    caches = caches or [None] * len(layers)
     for index, layer in enumerate(layers):
-        x, pasts[index] = layer(x, pasts[index])
-    return x, pasts
+        x, caches[index] = layer(x, caches[index])
+    return x, caches
 
 
 def _after_first_frame(
     layer: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     x_BCTHW: Tensor,
-    past: Past,
+    cache: Cache,
     *,
-    before: Callable[[Tensor], Tensor],
+    cache_of: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """`layer` on all frames but the clip's first, which passes unchanged; `before(first)` is the past after it."""
-    if past is not None:
-        return layer(x_BCTHW, past)
+    """Apply `layer` to all frames but the clip's first, which passes unchanged; `cache_of(first)` is the cache then."""
+    if cache is not None:
+        return layer(x_BCTHW, cache)
     first = x_BCTHW[:, :, :1]
-    past = before(first)
+    cache = cache_of(first)
     if x_BCTHW.shape[2] == 1:
-        return first, past
-    rest, past = layer(x_BCTHW[:, :, 1:], past)
-    return torch.cat((first, rest), dim=2), past
+        return first, cache
+    rest, cache = layer(x_BCTHW[:, :, 1:], cache)
+    return torch.cat((first, rest), dim=2), cache
 
 
 def _pointwise(conv: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """A convolution of size one as a matrix product on the last axis of x."""
+    """Apply a convolution of size one as a matrix product on the last axis of x."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def _copy(frames_BCTHW: Tensor) -> Tensor:
-    """Frames to remember; a view of them would keep their whole chunk alive."""
+    """Copy frames for the cache; a view of them would keep their whole chunk alive."""
     return frames_BCTHW.clone(memory_format=torch.channels_last_3d)
 
 

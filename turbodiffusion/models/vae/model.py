@@ -1,8 +1,8 @@
 """The Wan2.1 video VAE: causal in time, 8x8 in space and 4x in time, with the original parameter names.
 
 Source: "Wan: Open and Advanced Large-Scale Video Generative Models" (arXiv 2503.20314), section 4.1. A clip has 4k + 1
-frames: the first is coded alone, then each 4 become one latent frame. The layers are in `layers.py`, the walk over
-them that is made for speed in `models/vae/fused.py`.
+frames: the first is coded alone, then each 4 become one latent frame. The layers are in `layers.py`, their
+fused form in `fused.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from turbodiffusion.config import VAEConfig
 from turbodiffusion.errors import UserError
-from turbodiffusion.models.vae.layers import CausalConv3d, Decoder, Encoder, Past, PointwiseConv3d
+from turbodiffusion.models.vae.layers import Cache, CausalConv3d, Decoder, Encoder, PointwiseConv3d
 from turbodiffusion.ops.contract import check_triton
 
 __all__ = ["CausalConv3d", "VAEConfig", "WanVAE"]
 
 
 class WanVAE(nn.Module):
-    """The Wan2.1 VAE: video [B, 3, F, H, W] in [-1, 1], F = 4k + 1, to and from a latent [B, z_dim, k + 1, H/8, W/8].
+    """Encode video [B, 3, F, H, W] in [-1, 1], F = 4k + 1, to a latent [B, z_dim, k + 1, H/8, W/8], and decode it.
 
     `encode`, `decode` and `decode_chunks` work on normalised latents, (z - mean) / std, chunk by chunk, and record no
     gradients. `encode_moments` and `decode_whole` run a clip in one call, on z itself, and are differentiable.
@@ -54,7 +54,7 @@ class WanVAE(nn.Module):
 
     @torch.no_grad()
     def encode(self, video_BCFHW: Tensor) -> Tensor:
-        """The latent's normalised mean, float32 [B, z_dim, T, H/8, W/8]. UserError for a size that does not fit."""
+        """Encode to the normalised mean, float32 [B, z_dim, T, H/8, W/8]. UserError where the size does not fit."""
         self._check_video(video_BCFHW)
         encoder = self._runner(self.encoder)
         means = []
@@ -64,7 +64,7 @@ class WanVAE(nn.Module):
         return (torch.cat(means, dim=2).float() - mean) / std
 
     def encode_moments(self, video_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of z, each [B, z_dim, T, H/8, W/8], not normalised. UserError as in `encode`."""
+        """Return mean and log variance of z, [B, z_dim, T, H/8, W/8] each, not normalised. UserError as in `encode`."""
         self._check_video(video_BCFHW)
         features, _ = self.encoder(self._prepare(video_BCFHW))
         mean, logvar = self.conv1(features).chunk(2, dim=1)
@@ -72,7 +72,7 @@ class WanVAE(nn.Module):
 
     @torch.no_grad()
     def decode_chunks(self, latent_BCTHW: Tensor) -> Iterator[Tensor]:
-        """Video [B, 3, 1, H, W], then [B, 3, 4, H, W] for each further latent frame; not clamped."""
+        """Yield video [B, 3, 1, H, W], then [B, 3, 4, H, W] for each further latent frame; not clamped."""
         mean, std = self._latent_scale(latent_BCTHW.device)
         decoder = self._runner(self.decoder)
         for chunk in _chunks(latent_BCTHW, self.latents_per_chunk):
@@ -80,26 +80,26 @@ class WanVAE(nn.Module):
             yield from decoder(self.conv2(z)).split(self.config.time_factor, dim=2)
 
     def decode(self, latent_BCTHW: Tensor) -> Tensor:
-        """Video [B, 3, 4 * (T - 1) + 1, H, W] of a normalised latent; not clamped."""
+        """Decode a normalised latent to video [B, 3, 4 * (T - 1) + 1, H, W]; not clamped."""
         return torch.cat(list(self.decode_chunks(latent_BCTHW)), dim=2)
 
     def decode_whole(self, z_BCTHW: Tensor) -> Tensor:
-        """Video [B, 3, 4 * (T - 1) + 1, H, W] of z, not normalised, in one call."""
+        """Decode z, not normalised, to video [B, 3, 4 * (T - 1) + 1, H, W] in one call; differentiable."""
         video, _ = self.decoder(self.conv2(self._prepare(z_BCTHW)))
         return video
 
     def _runner(self, coder: Encoder | Decoder) -> Callable[[Tensor], Tensor]:
-        """`coder` on the chunks of one clip in order, in this VAE's impl."""
+        """Return `coder` as a function of the chunks of one clip in order, in this VAE's impl."""
         if self.impl == "triton":
-            from turbodiffusion.models.vae.fused import FastCoder
+            from turbodiffusion.models.vae.fused import FusedCoder
 
             check_triton("WanVAE", weight=self.conv1.weight.detach())
-            return FastCoder(coder)
-        past: Past = None
+            return FusedCoder(coder)
+        cache: Cache = None
 
         def run(x_BCTHW: Tensor) -> Tensor:
-            nonlocal past
-            y_BCTHW, past = coder(x_BCTHW, past)
+            nonlocal cache
+            y_BCTHW, cache = coder(x_BCTHW, cache)
             return y_BCTHW
 
         return run
@@ -128,7 +128,7 @@ class WanVAE(nn.Module):
 
 
 def _chunks(x_BCTHW: Tensor, size: int) -> Iterator[Tensor]:
-    """The first frame, then `size` frames at a time."""
+    """Yield the first frame, then `size` frames at a time."""
     yield x_BCTHW[:, :, :1]
     for start in range(1, x_BCTHW.shape[2], size):
         yield x_BCTHW[:, :, start : start + size]

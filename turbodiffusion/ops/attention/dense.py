@@ -24,7 +24,7 @@ from turbodiffusion.ops.contract import (
     check_layout,
     check_no_grad,
     check_triton,
-    choose,
+    select_impl,
 )
 from turbodiffusion.ops.implementations import HEAD_DIMS
 
@@ -49,7 +49,7 @@ def dense_attention(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, *, impl: str
     check_layout("dense_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
     check_dtype("dense_attention", FLOATS, q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
     implementations = {"reference": _reference, "sdpa": _sdpa, "cudnn": _cudnn}
-    attend = choose("dense_attention", impl, implementations)
+    attend = select_impl("dense_attention", impl, implementations)
     if not torch.compiler.is_compiling():
         primals, tangents = zip(*(forward_ad.unpack_dual(x) for x in (q_BLHD, k_BSHD, v_BSHD)), strict=True)
         if any(tangent is not None for tangent in tangents):
@@ -87,7 +87,7 @@ def attention_tangent(
     check_layout("attention_tangent", **tensors)
     check_dtype("attention_tangent", FLOATS, **tensors)
     implementations: dict[str, Callable] = {"reference": _tangent_reference, "triton": _tangent_triton}
-    return choose("attention_tangent", impl, implementations)(*tensors.values())
+    return select_impl("attention_tangent", impl, implementations)(*tensors.values())
 
 
 def _reference(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.ops.attention.sla import heads_first, heads_last, kept_keys, take_rows
-from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, check_triton, choose
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, check_triton, select_impl
 from turbodiffusion.ops.rounding import FP8, FP8_MAX, to_fp8, to_int8
 
 
 @dataclass(frozen=True)
-class Quantized:
+class QuantizedQKV:
     """What an 8-bit attention kernel reads."""
 
     q_BLHD: Tensor  # int8, or fp8 on request
@@ -51,14 +51,14 @@ def sage_attention(
     check_layout("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
     check_dtype("sage_attention", FLOATS, q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
     check_no_grad("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
-    attend = choose("sage_attention", impl, {"reference": _reference, "triton": _triton})
+    attend = select_impl("sage_attention", impl, {"reference": _reference, "triton": _triton})
     return attend(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
 
 
-def quantize(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str) -> Quantized:
+def quantize(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str) -> QuantizedQKV:
     """Round q, k and v to 8 bits; a ragged last block has its own scale. Raises ValueError for an unknown `qk`."""
     k = k_BSHD.float()
-    return Quantized(
+    return QuantizedQKV(
         *_by_block(q_BLHD, block_q, qk),
         *_by_block(k - k.mean(dim=1, keepdim=True), block_k, qk),
         *_by_channel(v_BSHD),
@@ -66,7 +66,7 @@ def quantize(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block
 
 
 def attend_quantized(
-    x: Quantized, tiles: Iterable[tuple[slice, Tensor, Tensor]], block_q: int, block_k: int, dtype: torch.dtype
+    x: QuantizedQKV, tiles: Iterable[tuple[slice, Tensor, Tensor]], block_q: int, block_k: int, dtype: torch.dtype
 ) -> Tensor:
     """Attention over the keys that each tile of `sla.kept_keys` names: [B, L, H, D] in `dtype`."""
     B, L, _, D = x.q_BLHD.shape

@@ -17,7 +17,7 @@ from turbodiffusion.ops.attention.sla import (
     kept_keys,
     projected_linear_attention,
 )
-from turbodiffusion.ops.contract import check_no_grad, check_triton, choose
+from turbodiffusion.ops.contract import check_no_grad, check_triton, select_impl
 
 
 def sage_sparse_attention(
@@ -38,7 +38,7 @@ def sage_sparse_attention(
     """
     check_sparse("sage_sparse_attention", q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
     check_no_grad("sage_sparse_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
-    attend = choose("sage_sparse_attention", impl, {"reference": _reference, "triton": _triton})
+    attend = select_impl("sage_sparse_attention", impl, {"reference": _reference, "triton": _triton})
     return attend(q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k, qk)
 
 
@@ -62,7 +62,7 @@ def sagesla_attention(
     check_sla("sagesla_attention", q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk)
     check_no_grad("sagesla_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
     implementations: dict[str, Callable[..., Tensor]] = {"reference": _whole_reference, "triton": _whole_triton}
-    attend = choose("sagesla_attention", impl, implementations)
+    attend = select_impl("sagesla_attention", impl, implementations)
     return attend(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk, block_q, block_k, qk)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, choose
+from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, select_impl
 
 # Keeps the linear term finite where phi(q) and the sum of phi(k) do not overlap.
 LINEAR_EPS = 1e-5
@@ -35,7 +35,7 @@ def block_map(
     check_layout("block_map", q_BLHD=q_BLHD, k_BLHD=k_BLHD)
     check_dtype("block_map", FLOATS, q_BLHD=q_BLHD, k_BLHD=k_BLHD)
     _check_topk("block_map", topk)
-    return choose("block_map", impl, {"reference": _map_reference, "triton": _map_triton})(
+    return select_impl("block_map", impl, {"reference": _map_reference, "triton": _map_triton})(
         q_BLHD, k_BLHD, topk, block_q, block_k
     )
 
@@ -56,7 +56,7 @@ def sparse_attention(
     Raises ValueError for shapes or dtypes that do not agree and for a map that names no real block.
     """
     check_sparse("sparse_attention", q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
-    attend = choose("sparse_attention", impl, {"reference": _SparseAttention.apply, "triton": _sparse_triton})
+    attend = select_impl("sparse_attention", impl, {"reference": _SparseAttention.apply, "triton": _sparse_triton})
     return attend(q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
 
 
@@ -64,7 +64,7 @@ def linear_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, impl: st
     """phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k)), with phi the softmax over D: [B, L, H, D] in q's dtype."""
     check_layout("linear_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
     check_dtype("linear_attention", FLOATS, q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
-    attend = choose("linear_attention", impl, {"reference": _linear_reference, "triton": _linear_triton})
+    attend = select_impl("linear_attention", impl, {"reference": _linear_reference, "triton": _linear_triton})
     return attend(q_BLHD, k_BLHD, v_BLHD)
 
 
@@ -89,7 +89,7 @@ def sla_attention(
     """
     check_sla("sla_attention", q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk)
     implementations: dict[str, Callable[..., Tensor]] = {"reference": _sla_reference, "triton": _sla_triton}
-    attend = choose("sla_attention", impl, implementations)
+    attend = select_impl("sla_attention", impl, implementations)
     return attend(q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D, topk, block_q, block_k)
 
 

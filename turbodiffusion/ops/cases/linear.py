@@ -9,7 +9,7 @@ from torch.nn.functional import gelu
 
 from turbodiffusion.ops.cases.case import FORMATS, NEEDS, Case, random
 from turbodiffusion.ops.linear.int8 import int8_block_linear, quantize_int8_block
-from turbodiffusion.ops.linear.per_token import quantize_rows, row_linear
+from turbodiffusion.ops.linear.per_token import per_token_linear, quantize_per_token
 from turbodiffusion.ops.rounding import FP8
 
 # Of two products of the same 8-bit inputs, each rounded to bfloat16 once (0.25% in all). Hopper's tensor cores cut fp8
@@ -18,7 +18,7 @@ PRODUCTS = {torch.int8: 2**-8, FP8: 2**-7}
 
 
 def quantize_cases(device: torch.device, width: int, hidden: int) -> Iterator[Case]:
-    """Rounding by rows, alone and after the GELU of an ffn; the published rounding by blocks is in `block_cases`."""
+    """Rounding per token, alone and after the GELU of an ffn; the published rounding by blocks is in `block_cases`."""
 
     def of(features: int) -> Callable[[int, int], tuple[Tensor, ...]]:
         return lambda tokens, seed: (random(device, tokens, features, seed=seed),)
@@ -29,7 +29,7 @@ def quantize_cases(device: torch.device, width: int, hidden: int) -> Iterator[Ca
             "linear",
             str(width),
             of(width),
-            lambda impl, x, dtype=dtype: quantize_rows(x, dtype, impl=impl),
+            lambda impl, x, dtype=dtype: quantize_per_token(x, dtype, impl=impl),
             3.0 * Case.tokens * width,
             "TB/s",
             exact=lambda x: x.float(),
@@ -40,7 +40,7 @@ def quantize_cases(device: torch.device, width: int, hidden: int) -> Iterator[Ca
             "linear",
             str(hidden),
             of(hidden),
-            lambda impl, x, dtype=dtype: quantize_rows(x, dtype, gelu=True, impl=impl),
+            lambda impl, x, dtype=dtype: quantize_per_token(x, dtype, gelu=True, impl=impl),
             3.0 * Case.tokens * hidden,
             "TB/s",
             exact=lambda x: gelu(x.float(), approximate="tanh"),
@@ -49,21 +49,21 @@ def quantize_cases(device: torch.device, width: int, hidden: int) -> Iterator[Ca
 
 
 def product_cases(device: torch.device, features: int, out: int) -> Iterator[Case]:
-    """Products of 8-bit rows with what follows fused: GELU where they widen, gate and residual where they do not."""
+    """Products of 8-bit tokens with what follows fused: GELU where they widen, gate and residual where they do not."""
     shape, work = f"{features}x{out}", 2.0 * Case.tokens * features * out
     weight, bias = random(device, out, features, seed=1001, scale=features**-0.5), random(device, out, seed=1002)
     gate = random(device, 1, out, dtype=torch.float32, seed=1003)
     for dtype, name in FORMATS.items():
-        w8 = quantize_rows(weight, dtype)
+        w8 = quantize_per_token(weight, dtype)
 
         def make(tokens: int, seed: int, dtype: torch.dtype = dtype) -> tuple[Tensor, ...]:
             x = random(device, tokens, features, seed=seed)
-            return *quantize_rows(x, dtype), random(device, 1, tokens, out, seed=seed + 1)
+            return *quantize_per_token(x, dtype), random(device, 1, tokens, out, seed=seed + 1)
 
         def product(impl: str, x: Tensor, scale: Tensor, residual: Tensor, w8: Any = w8, **fused: Any) -> Tensor:
             if "gate_BO" in fused:
                 fused["residual"] = residual[0]
-            return row_linear(x, scale, w8[0], w8[1], bias, dtype=torch.bfloat16, impl=impl, **fused)
+            return per_token_linear(x, scale, w8[0], w8[1], bias, dtype=torch.bfloat16, impl=impl, **fused)
 
         kinds: dict[str, dict[str, Any]] = {"": {}}
         kinds |= {".gelu": {"gelu": True}} if out > features else {".gate": {"gate_BO": gate}}

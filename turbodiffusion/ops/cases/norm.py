@@ -1,4 +1,4 @@
-"""Norms, the rotation with its norms, and the gated sum."""
+"""Norms, rotary embedding with its norms, and the gated sum."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
 from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
 from turbodiffusion.ops.norm.quantized_norm import quantized_layer_norm, quantized_modulated_layer_norm
 from turbodiffusion.ops.norm.rms_norm import rms_norm
-from turbodiffusion.ops.norm.rope import video_turns
+from turbodiffusion.ops.norm.rope import video_cos_sin
 
 EPS = 1e-6
 
@@ -72,22 +72,22 @@ def norm_cases(device: torch.device, width: int, heads: int) -> Iterator[Case]:
     )
     for blocks, name in ((None, "norm_rope_qk"), ((128, 64), "norm_rope_qk.pooled")):
 
-        def rotate(impl: str, qkv: Tensor, turns: Tensor, blocks: Any = blocks) -> list[Tensor]:
-            out = norm_rope_qk(qkv, weight, bias, turns, heads, EPS, blocks=blocks, impl=impl)
+        def rotate(impl: str, qkv: Tensor, cos_sin: Tensor, blocks: Any = blocks) -> list[Tensor]:
+            out = norm_rope_qk(qkv, weight, bias, cos_sin, heads, EPS, blocks=blocks, impl=impl)
             return [x for x in vars(out).values() if x is not None]
 
         yield case(
             name,
             rotate,
             8,
-            lambda qkv, turns, rotate=rotate: rotate("reference", qkv.float(), turns),
+            lambda qkv, cos_sin, rotate=rotate: rotate("reference", qkv.float(), cos_sin),
             lambda tokens, seed: (
                 random(device, 1, tokens, 3 * width, seed=seed),
-                _turns(tokens, width // heads, device),
+                _cos_sin(tokens, width // heads, device),
             ),
         )
 
 
-def _turns(tokens: int, head_dim: int, device: torch.device) -> Tensor:
+def _cos_sin(tokens: int, head_dim: int, device: torch.device) -> Tensor:
     grid = GRID if tokens == Case.tokens else (tokens, 1, 1)
-    return video_turns(*grid, head_dim, device)
+    return video_cos_sin(grid, head_dim, device)

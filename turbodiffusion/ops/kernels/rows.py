@@ -58,7 +58,7 @@ def sum_pieces(wide, rest):
 
 @triton.jit
 def largest_of_pieces(wide, rest):
-    """`rounding_triton.largest_magnitude` of a row."""
+    """Take `rounding.largest_magnitude` of a row."""
     REST: tl.constexpr = rest.shape[0]
     bits = tl.max((wide.to(tl.int32, bitcast=True) & 0x7FFFFFFF).reshape((wide.shape[0] // REST, REST)), 0)
     bits = tl.max(tl.maximum(bits, rest.to(tl.int32, bitcast=True) & 0x7FFFFFFF), 0)

@@ -2,18 +2,18 @@
 
 from torch import Tensor
 
-from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, choose
+from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, select_impl
 
 
 def add_gated(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor, *, impl: str = "reference") -> Tensor:
-    """x + y * gate, one gate per video: computed in float32 and returned in x's dtype.
+    """Compute x + y * gate, one gate per video, in float32: [B, L, M] in x's dtype.
 
     x and y share a dtype; the gate may have another (Wan keeps it float32). Raises ValueError when B or M differ.
     """
     check_layout("add_gated", x_BLM=x_BLM, y_BLM=y_BLM, gate_BM=gate_BM)
     check_dtype("add_gated", FLOATS, x_BLM=x_BLM, y_BLM=y_BLM)
     check_dtype("add_gated", FLOATS, gate_BM=gate_BM)
-    return choose("add_gated", impl, {"reference": _reference, "triton": _triton})(x_BLM, y_BLM, gate_BM)
+    return select_impl("add_gated", impl, {"reference": _reference, "triton": _triton})(x_BLM, y_BLM, gate_BM)
 
 
 def _reference(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor) -> Tensor:

@@ -3,13 +3,13 @@
 from torch import Tensor
 from torch.nn.functional import layer_norm as torch_layer_norm
 
-from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, choose
+from turbodiffusion.ops.contract import FLOATS, at_least_float32, check_dtype, check_layout, check_triton, select_impl
 
 
 def modulated_layer_norm(
     x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float, *, impl: str = "reference"
 ) -> Tensor:
-    """norm(x) * (1 + scale) + shift, one shift and scale per video, no affine of its own.
+    """Compute norm(x) * (1 + scale) + shift, one shift and scale per video, no affine of its own: [B, L, M].
 
     Computed in float32 and returned in x's dtype; shift and scale may have another dtype (Wan keeps them float32).
     Raises ValueError when B or M differ.
@@ -17,7 +17,7 @@ def modulated_layer_norm(
     check_layout("modulated_layer_norm", x_BLM=x_BLM, shift_BM=shift_BM, scale_BM=scale_BM)
     check_dtype("modulated_layer_norm", FLOATS, x_BLM=x_BLM)
     check_dtype("modulated_layer_norm", FLOATS, shift_BM=shift_BM, scale_BM=scale_BM)
-    function = choose("modulated_layer_norm", impl, {"reference": _reference, "triton": _triton})
+    function = select_impl("modulated_layer_norm", impl, {"reference": _reference, "triton": _triton})
     return function(x_BLM, shift_BM, scale_BM, eps)
 
 
@@ -36,7 +36,7 @@ def _triton(x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float) -> Te
 
 
 def layer_norm(x: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float, *, impl: str = "reference") -> Tensor:
-    """norm(x) * weight + bias over the last dimension of x [..., M], computed in float32 and returned in x's dtype.
+    """Compute norm(x) * weight + bias over the last dimension of x [..., M], in float32, returned in x's dtype.
 
     Raises ValueError when weight or bias do not have x's last size.
     """
@@ -47,7 +47,7 @@ def layer_norm(x: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float, *, impl:
         )
     check_dtype("layer_norm", FLOATS, x=x)
     check_dtype("layer_norm", FLOATS, weight_M=weight_M, bias_M=bias_M)
-    function = choose("layer_norm", impl, {"reference": _affine_reference, "triton": _affine_triton})
+    function = select_impl("layer_norm", impl, {"reference": _affine_reference, "triton": _affine_triton})
     return function(x, weight_M, bias_M, eps)
 
 
@@ -60,5 +60,5 @@ def _affine_triton(x: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float) -> T
     check_triton("layer_norm", x=x, weight_M=weight_M, bias_M=bias_M)
     from turbodiffusion.ops.norm.kernels.row_norm import row_norm
 
-    rows_1LM = x.reshape(1, -1, x.shape[-1])
-    return row_norm(rows_1LM, weight_M, bias_M, eps, centre=True, one_plus=False, dtype=x.dtype)[0].reshape(x.shape)
+    x_1LM = x.reshape(1, -1, x.shape[-1])
+    return row_norm(x_1LM, weight_M, bias_M, eps, centre=True, one_plus=False, dtype=x.dtype)[0].reshape(x.shape)

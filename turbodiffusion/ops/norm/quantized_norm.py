@@ -1,14 +1,15 @@
-"""Layer norms whose output is rounded to 8 bits by rows at once: what an 8-bit linear after them reads.
+"""Layer norms whose output is rounded to 8 bits per token at once: what an 8-bit linear after them reads.
 
-The norm's result is not rounded to x's dtype before: `ops/linear/rows.row_linear` takes values and scale as they are.
+The norm's result is not rounded to x's dtype before: `ops/linear/per_token.per_token_linear` takes values and scale as
+they are.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm as torch_layer_norm
 
-from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, check_triton, choose
-from turbodiffusion.ops.linear.per_token import quantize_rows
+from turbodiffusion.ops.contract import FLOATS, check_dtype, check_layout, check_no_grad, check_triton, select_impl
+from turbodiffusion.ops.linear.per_token import quantize_per_token
 from turbodiffusion.ops.norm.layer_norm import modulated_layer_norm
 from turbodiffusion.ops.rounding import FP8
 
@@ -16,7 +17,7 @@ from turbodiffusion.ops.rounding import FP8
 def quantized_modulated_layer_norm(
     x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float, dtype: torch.dtype, *, impl: str = "reference"
 ) -> tuple[Tensor, Tensor]:
-    """`modulated_layer_norm` as int8 or float8_e4m3fn [B, L, M] with scale float32 [B, L]. No gradient.
+    """Round `modulated_layer_norm` to int8 or float8_e4m3fn [B, L, M] with scale float32 [B, L]. No gradient.
 
     Raises ValueError for shapes that do not agree and for another dtype.
     """
@@ -24,14 +25,14 @@ def quantized_modulated_layer_norm(
     check_layout(op, x_BLM=x_BLM, shift_BM=shift_BM, scale_BM=scale_BM)
     check_dtype(op, FLOATS, shift_BM=shift_BM, scale_BM=scale_BM)
     _check(op, x_BLM, dtype)
-    function = choose(op, impl, {"reference": _modulated_reference, "triton": _modulated_triton})
+    function = select_impl(op, impl, {"reference": _modulated_reference, "triton": _modulated_triton})
     return function(x_BLM, shift_BM, scale_BM, eps, dtype)
 
 
 def quantized_layer_norm(
     x_BLM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float, dtype: torch.dtype, *, impl: str = "reference"
 ) -> tuple[Tensor, Tensor]:
-    """norm(x) * weight + bias as int8 or float8_e4m3fn [B, L, M] with scale float32 [B, L]. No gradient.
+    """Round norm(x) * weight + bias to int8 or float8_e4m3fn [B, L, M] with scale float32 [B, L]. No gradient.
 
     Raises ValueError for shapes that do not agree and for another dtype.
     """
@@ -39,7 +40,7 @@ def quantized_layer_norm(
     check_layout(op, x_BLM=x_BLM, weight_M=weight_M, bias_M=bias_M)
     check_dtype(op, FLOATS, weight_M=weight_M, bias_M=bias_M)
     _check(op, x_BLM, dtype)
-    function = choose(op, impl, {"reference": _affine_reference, "triton": _affine_triton})
+    function = select_impl(op, impl, {"reference": _affine_reference, "triton": _affine_triton})
     return function(x_BLM, weight_M, bias_M, eps, dtype)
 
 
@@ -53,7 +54,7 @@ def _check(op: str, x_BLM: Tensor, dtype: torch.dtype) -> None:
 def _modulated_reference(
     x_BLM: Tensor, shift_BM: Tensor, scale_BM: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    return quantize_rows(modulated_layer_norm(x_BLM.float(), shift_BM, scale_BM, eps), dtype)
+    return quantize_per_token(modulated_layer_norm(x_BLM.float(), shift_BM, scale_BM, eps), dtype)
 
 
 def _modulated_triton(
@@ -71,7 +72,7 @@ def _affine_reference(
     x_BLM: Tensor, weight_M: Tensor, bias_M: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     normed = torch_layer_norm(x_BLM.float(), weight_M.shape, weight_M.float(), bias_M.float(), eps)
-    return quantize_rows(normed, dtype)
+    return quantize_per_token(normed, dtype)
 
 
 def _affine_triton(

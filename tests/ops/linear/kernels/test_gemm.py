@@ -7,7 +7,7 @@ from inputs import linear_inputs, relative_l2, strided
 from turbodiffusion.errors import MachineError
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import int8_block_linear, int8_row_linear, quantize_int8_block, quantize_int8_row
-from turbodiffusion.ops.linear.per_token import quantize_rows, row_linear
+from turbodiffusion.ops.linear.per_token import per_token_linear, quantize_per_token
 from turbodiffusion.ops.rounding import FP8
 
 gemm_triton = pytest.importorskip("turbodiffusion.ops.linear.kernels.gemm", reason="Triton is not installed")
@@ -53,17 +53,17 @@ def assert_same_rounding(actual, expected, *, block=False):
 @pytest.mark.parametrize(("rows", "columns"), [(1, 16), (5, 300), (33, 1536)])
 def test_row_quantization(rows, columns, dtype, gelu):
     x = on_device(linear_inputs(rows, columns, 1)[0])[0]
-    actual = quantize_rows(x, DTYPES[dtype], gelu=gelu, impl="triton")
+    actual = quantize_per_token(x, DTYPES[dtype], gelu=gelu, impl="triton")
     assert actual[0].dtype == DTYPES[dtype]
-    assert_same_rounding(actual, quantize_rows(x, DTYPES[dtype], gelu=gelu))
+    assert_same_rounding(actual, quantize_per_token(x, DTYPES[dtype], gelu=gelu))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_quantization_of_strided_bfloat16_in_any_dimensions(dtype):
     x = on_device(linear_inputs(12, 96, 1, dtype=torch.bfloat16)[0])[0].reshape(3, 4, 96)
-    values, scale = quantize_rows(strided(x), DTYPES[dtype], impl="triton")
+    values, scale = quantize_per_token(strided(x), DTYPES[dtype], impl="triton")
     assert (values.shape, scale.shape) == ((3, 4, 96), (3, 4))
-    assert_same_rounding((values, scale), quantize_rows(x, DTYPES[dtype]))
+    assert_same_rounding((values, scale), quantize_per_token(x, DTYPES[dtype]))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (128, 128), (129, 300)])
@@ -75,7 +75,7 @@ def test_block_quantization(rows, columns):
 def test_zeros_and_halves_round_as_in_the_reference():
     x = torch.zeros(2, 64, device=DEVICE)
     x[0, :6] = torch.tensor([127.0, -127.0, 0.5, 1.5, -0.5, 2.5])
-    values, scale = quantize_rows(x, torch.int8, impl="triton")
+    values, scale = quantize_per_token(x, torch.int8, impl="triton")
     assert values[0, :6].tolist() == [127, -127, 0, 2, 0, 2]
     assert (values[1] == 0).all()
     assert scale.tolist() == [1.0, pytest.approx(1e-8 / 127)]
@@ -88,7 +88,7 @@ def test_zeros_and_halves_round_as_in_the_reference():
 @pytest.mark.parametrize(("rows", "features", "out"), [(1, 16, 16), (33, 80, 48), (70, 144, 112)])
 def test_product_with_row_scales(rows, features, out, dtype, transport):
     x, weight, bias = on_device(*linear_inputs(rows, features, out))
-    x8, w8 = quantize_rows(x, DTYPES[dtype]), quantize_rows(weight, DTYPES[dtype])
+    x8, w8 = quantize_per_token(x, DTYPES[dtype]), quantize_per_token(weight, DTYPES[dtype])
     y = gemm_triton.gemm(*x8, *w8, bias, dtype=torch.float32, config=SMALL[transport])
     expected = x8[0].double() @ w8[0].double().T * x8[1][:, None].double() * w8[1].double() + bias
     # int8 sums are exact and then scaled in float32; Hopper adds fp8 products with 14 bits.
@@ -112,7 +112,7 @@ def test_products_of_hoppers_own_kernel(rows, features, out, dtype):
     x, weight, bias = on_device(*linear_inputs(rows, features, out))
     residual = linear_inputs(rows, out, 1, seed=3)[0].to(DEVICE, torch.bfloat16)
     gates = linear_inputs(3, out, 1, seed=4)[0].to(DEVICE)
-    x8, w8 = quantize_rows(x, DTYPES[dtype]), quantize_rows(weight, DTYPES[dtype])
+    x8, w8 = quantize_per_token(x, DTYPES[dtype]), quantize_per_token(weight, DTYPES[dtype])
     for fused in (
         {},
         {"bias_N": bias.bfloat16(), "gelu": True},
@@ -122,7 +122,7 @@ def test_products_of_hoppers_own_kernel(rows, features, out, dtype):
         arguments = {"bias_N": None, "gate_BN": None, "residual_MN": None, "gelu": False} | fused
         y = torch.full((rows, out), float("nan"), device=DEVICE, dtype=torch.bfloat16)
         gemm_rows(y, *x8, *w8, **arguments)
-        expected = row_linear(
+        expected = per_token_linear(
             *x8, *w8, arguments["bias_N"], dtype=torch.float32, gelu=arguments["gelu"],
             gate_BO=arguments["gate_BN"], residual=None if "residual_MN" not in fused else residual.float(),
         )  # fmt: skip
@@ -137,23 +137,23 @@ def test_everything_after_the_product(dtype, transport, monkeypatch):
     x, weight, bias = on_device(*linear_inputs(39, 80, 48))
     residual = linear_inputs(39, 48, 1, seed=3)[0].to(DEVICE).reshape(3, 13, 48)
     gates = linear_inputs(3, 48, 1, seed=4)[0].to(DEVICE)
-    x8, x_scale = quantize_rows(x.reshape(3, 13, 80), DTYPES[dtype])
+    x8, x_scale = quantize_per_token(x.reshape(3, 13, 80), DTYPES[dtype])
     for choice in (
         {"gelu": True},
         {"residual": residual},
         {"residual": strided(residual), "gate_BO": gates},
         {"residual": residual, "gate_BO": gates[:1], "gelu": True},
     ):
-        arguments = (x8, x_scale, *quantize_rows(weight, DTYPES[dtype]), bias)
-        actual = row_linear(*arguments, dtype=torch.float32, impl="triton", **choice)
-        expected = row_linear(*arguments, dtype=torch.float32, **choice)
+        arguments = (x8, x_scale, *quantize_per_token(weight, DTYPES[dtype]), bias)
+        actual = per_token_linear(*arguments, dtype=torch.float32, impl="triton", **choice)
+        expected = per_token_linear(*arguments, dtype=torch.float32, **choice)
         assert relative_l2(actual, expected) < (1e-6 if dtype == "int8" or DEVICE == "cpu" else 2**-12)
 
 
 @pytest.mark.parametrize("transport", SMALL)
 def test_output_is_rounded_once(transport):
     x, weight, bias = on_device(*linear_inputs(33, 80, 48))
-    x8, w8 = quantize_rows(x, torch.int8), quantize_rows(weight, torch.int8)
+    x8, w8 = quantize_per_token(x, torch.int8), quantize_per_token(weight, torch.int8)
     arguments = {"bias_N": bias, "config": SMALL[transport]}
     exact = gemm_triton.gemm(*x8, *w8, dtype=torch.float32, **arguments)
     for dtype in (torch.bfloat16, torch.float16):
@@ -200,9 +200,9 @@ def test_refusals(monkeypatch):
     with pytest.raises(ValueError, match="N and K to be multiples of 16, got 24 and 64; use 'reference'"):
         int8_row_linear(x, values, scale, bias, impl="triton")
     with pytest.raises(ValueError, match="rows of 1 to 32768 values, got 32769"):
-        quantize_rows(torch.zeros(1, 32769, device=DEVICE), torch.int8, impl="triton")
+        quantize_per_token(torch.zeros(1, 32769, device=DEVICE), torch.int8, impl="triton")
     with pytest.raises(ValueError, match="computes in float32, x is float64"):
-        quantize_rows(x.double(), torch.int8, impl="triton")
+        quantize_per_token(x.double(), torch.int8, impl="triton")
     blocks = quantize_int8_block(x), quantize_int8_block(weight[:16])
     with pytest.raises(ValueError, match="block scales need tiles of at most 128 and k=128"):
         gemm_triton.gemm(*blocks[0], *blocks[1], dtype=x.dtype, config=gemm_triton.Config(n=256))
@@ -214,13 +214,13 @@ def test_refusals(monkeypatch):
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_row_linear_refuses_what_does_not_agree(impl):
     x, weight, bias = on_device(*linear_inputs(6, 64, 16))
-    x8, w8 = quantize_rows(x, torch.int8), quantize_rows(weight, torch.int8)
+    x8, w8 = quantize_per_token(x, torch.int8), quantize_per_token(weight, torch.int8)
 
     def call(x=x8, w=w8, bias=bias, **kwargs):
-        return row_linear(*x, *w, bias, **{"dtype": torch.float32, "impl": impl, **kwargs})
+        return per_token_linear(*x, *w, bias, **{"dtype": torch.float32, "impl": impl, **kwargs})
 
     with pytest.raises(ValueError, match=r"weight_OK must be torch.int8 as x is, got torch.float8_e4m3fn"):
-        call(w=quantize_rows(weight, FP8))
+        call(w=quantize_per_token(weight, FP8))
     with pytest.raises(ValueError, match=r"scale must be \[6\], got \[5\]"):
         call(x=(x8[0], x8[1][:5]))
     with pytest.raises(ValueError, match="6 rows do not split into 4 gates"):
@@ -232,4 +232,4 @@ def test_row_linear_refuses_what_does_not_agree(impl):
     with pytest.raises(ValueError, match=r"residual must be one of torch.float32, got torch.bfloat16"):
         call(residual=torch.zeros(6, 16, device=DEVICE, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match=r"dtype must be torch.int8 or torch.float8_e4m3fn, got torch.uint8"):
-        quantize_rows(x, torch.uint8, impl=impl)
+        quantize_per_token(x, torch.uint8, impl=impl)

@@ -9,7 +9,7 @@ from turbodiffusion.ops.norm.layer_norm import layer_norm, modulated_layer_norm
 from turbodiffusion.ops.norm.qk_rope import norm_rope_qk
 from turbodiffusion.ops.norm.quantized_norm import quantized_layer_norm, quantized_modulated_layer_norm
 from turbodiffusion.ops.norm.rms_norm import rms_norm
-from turbodiffusion.ops.norm.rope import rope_angles, rope_turns
+from turbodiffusion.ops.norm.rope import rope_angles, rope_cos_sin
 from turbodiffusion.ops.rounding import FP8
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -100,17 +100,17 @@ def qkv(length, dtype=torch.float32, head_dim=24):
     """q, k and v of four heads beside each other, as one projection writes them."""
     buffer = random(2, length, 3 * 4 * head_dim, dtype=dtype)
     weights = random(2, 4 * head_dim, seed=1)
-    turns = rope_turns(rope_angles((length, 1, 1), head_dim, device=DEVICE))
-    return buffer, weights[0], weights[1], turns
+    cos_sin = rope_cos_sin(rope_angles((length, 1, 1), head_dim, device=DEVICE))
+    return buffer, weights[0], weights[1], cos_sin
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("blocks", [None, (16, 8), (7, 50)])
 def test_norm_and_rope_of_a_fused_buffer(length, blocks):
-    buffer, weight_q, weight_k, turns = qkv(length)
-    actual = norm_rope_qk(buffer, weight_q, weight_k, turns, 4, EPS, blocks=blocks, impl="triton")
-    single = norm_rope_qk(buffer, weight_q, weight_k, turns, 4, EPS, blocks=blocks)
-    exact = norm_rope_qk(buffer.double(), weight_q.double(), weight_k.double(), turns.double(), 4, EPS, blocks=blocks)
+    buffer, weight_q, weight_k, cos_sin = qkv(length)
+    actual = norm_rope_qk(buffer, weight_q, weight_k, cos_sin, 4, EPS, blocks=blocks, impl="triton")
+    single = norm_rope_qk(buffer, weight_q, weight_k, cos_sin, 4, EPS, blocks=blocks)
+    exact = norm_rope_qk(buffer.double(), weight_q.double(), weight_k.double(), cos_sin.double(), 4, EPS, blocks=blocks)
     for name, value in vars(exact).items():
         if value is None:
             assert getattr(actual, name) is None
@@ -121,9 +121,9 @@ def test_norm_and_rope_of_a_fused_buffer(length, blocks):
 
 
 def test_norm_and_rope_round_once_to_bfloat16():
-    buffer, weight_q, weight_k, turns = qkv(37, torch.bfloat16)
-    actual = norm_rope_qk(strided(buffer), weight_q, weight_k, turns, 4, EPS, blocks=(16, 8), impl="triton")
-    exact = norm_rope_qk(buffer.double(), weight_q.double(), weight_k.double(), turns.double(), 4, EPS)
+    buffer, weight_q, weight_k, cos_sin = qkv(37, torch.bfloat16)
+    actual = norm_rope_qk(strided(buffer), weight_q, weight_k, cos_sin, 4, EPS, blocks=(16, 8), impl="triton")
+    exact = norm_rope_qk(buffer.double(), weight_q.double(), weight_k.double(), cos_sin.double(), 4, EPS)
     assert actual.q_BLHD.dtype == torch.bfloat16
     for name in ("q_BLHD", "k_BLHD"):
         # Half of the last of bfloat16's 8 bits is the most that one rounding of each value can add.
@@ -135,13 +135,13 @@ def test_norm_and_rope_round_once_to_bfloat16():
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_refusals(impl):
-    buffer, weight_q, weight_k, turns = qkv(5)
-    with pytest.raises(ValueError, match=r"turns must be \[2, 5, 12\], got \[2, 4, 12\]"):
-        norm_rope_qk(buffer, weight_q, weight_k, turns[:, :4], 4, EPS, impl=impl)
+    buffer, weight_q, weight_k, cos_sin = qkv(5)
+    with pytest.raises(ValueError, match=r"cos_sin must be \[2, 5, 12\], got \[2, 4, 12\]"):
+        norm_rope_qk(buffer, weight_q, weight_k, cos_sin[:, :4], 4, EPS, impl=impl)
     with pytest.raises(ValueError, match="100 columns do not hold q and k of 4 heads of 96 columns"):
-        norm_rope_qk(buffer[..., :100], weight_q, weight_k, turns, 4, EPS, impl=impl)
+        norm_rope_qk(buffer[..., :100], weight_q, weight_k, cos_sin, 4, EPS, impl=impl)
     with pytest.raises(ValueError, match=r"blocks must hold at least one token, got \(0, 64\)"):
-        norm_rope_qk(buffer, weight_q, weight_k, turns, 4, EPS, blocks=(0, 64), impl=impl)
+        norm_rope_qk(buffer, weight_q, weight_k, cos_sin, 4, EPS, blocks=(0, 64), impl=impl)
     x, a, b = tensors(5)
     with pytest.raises(ValueError, match=r"dtype must be torch.int8 or torch.float8_e4m3fn, got torch.bfloat16"):
         quantized_layer_norm(x, a[0], b[0], EPS, torch.bfloat16, impl=impl)

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from inputs import relative_l2, strided
 
-from turbodiffusion.ops.vae.conv3d_few_channels import convolve_to_few
-from turbodiffusion.ops.vae.norm_silu import advance_stream, join_phases
-from turbodiffusion.ops.vae.winograd import Products, join_products, transform_frames, transform_weight
+from turbodiffusion.ops.vae.conv3d_few_channels import conv3d_few_channels
+from turbodiffusion.ops.vae.norm_silu import interleave_phases, norm_silu
+from turbodiffusion.ops.vae.winograd import WinogradProducts, transform_input, transform_output, transform_weight
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -27,13 +27,13 @@ def random(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def everything(B, T, H, W, C, dtype=torch.float32, before=2):
+def everything(B, T, H, W, C, dtype=torch.float32, cache_frames=2):
     """All that a call can have; a position of zeros, as the norm meets outside of what was drawn."""
     x = random(B, T, H, W, C, dtype=dtype)
     x[0, 0, 0, 0] = 0
     weights = {"gamma_C": random(C, seed=1), "bias_C": random(C, seed=2)}
     frames = {"residual_BTHWC": random(B, T, H, W, C, dtype=dtype, seed=3)}
-    return x, weights | frames | {"past_BNHWC": random(B, before, H, W, C, dtype=dtype, seed=4)}
+    return x, weights | frames | {"cache_BNHWC": random(B, cache_frames, H, W, C, dtype=dtype, seed=4)}
 
 
 def double(tensors):
@@ -51,28 +51,28 @@ def assert_close(actual, single, exact):
         assert relative_l2(getattr(actual, name), value) <= max(2 * error, 2**-22), name
 
 
-@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("cache_frames", [0, 1, 2])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_everything_at_once(shape, before):
-    x, rest = everything(*shape, before=before)
-    call = {"before": before, "keep_sum": True}
-    actual = advance_stream(x, **rest, **call, impl="triton")
-    assert_close(actual, advance_stream(x, **rest, **call), advance_stream(x.double(), **double(rest), **call))
-    assert actual.past_BNHWC.equal(actual.y[:, shape[1] :])
-    apart = advance_stream(strided(x), **{k: strided(v) for k, v in rest.items()}, **call, impl="triton")
+def test_everything_at_once(shape, cache_frames):
+    x, rest = everything(*shape, cache_frames=cache_frames)
+    call = {"cache_frames": cache_frames, "keep_sum": True}
+    actual = norm_silu(x, **rest, **call, impl="triton")
+    assert_close(actual, norm_silu(x, **rest, **call), norm_silu(x.double(), **double(rest), **call))
+    assert actual.cache_BNHWC.equal(actual.y[:, shape[1] :])
+    apart = norm_silu(strided(x), **{k: strided(v) for k, v in rest.items()}, **call, impl="triton")
     assert apart.y.equal(actual.y) and apart.sum_BTHWC.equal(actual.sum_BTHWC)
 
 
 @pytest.mark.parametrize(
-    "left_out", [{"gamma_C"}, {"bias_C"}, {"residual_BTHWC"}, {"past_BNHWC"}, {"bias_C", "residual_BTHWC"}, {"silu"}]
+    "left_out", [{"gamma_C"}, {"bias_C"}, {"residual_BTHWC"}, {"cache_BNHWC"}, {"bias_C", "residual_BTHWC"}, {"silu"}]
 )
 def test_each_part_can_be_left_out(left_out):
     x, rest = everything(2, 3, 5, 7, 12)
     rest = {name: tensor for name, tensor in rest.items() if name not in left_out}
-    call = {"before": 2, "activate": "silu" not in left_out}
-    actual = advance_stream(x, **rest, **call, impl="triton")
+    call = {"cache_frames": 2, "activate": "silu" not in left_out}
+    actual = norm_silu(x, **rest, **call, impl="triton")
     assert actual.sum_BTHWC is None
-    assert_close(actual, advance_stream(x, **rest, **call), advance_stream(x.double(), **double(rest), **call))
+    assert_close(actual, norm_silu(x, **rest, **call), norm_silu(x.double(), **double(rest), **call))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5)])
@@ -81,14 +81,12 @@ def test_phases_become_one_picture(height, width):
     # Cut out of larger tensors, as convolutions with a padding on both sides leave them.
     phases = [random(2, 3, height + 1, width + 1, 24, seed=n)[:, :, n // 2 :, n % 2 :] for n in range(4)]
     phases = [phase[:, :, :height, :width] for phase in phases]
-    joined = join_phases(phases)
+    joined = interleave_phases(phases)
     for n, phase in enumerate(phases):
         assert joined[:, :, n // 2 :: 2, n % 2 :: 2].equal(phase)
-    call = {"before": 2, "keep_sum": True}
-    actual = advance_stream(phases, **rest, **call, impl="triton")
-    assert_close(
-        actual, advance_stream(phases, **rest, **call), advance_stream(joined.double(), **double(rest), **call)
-    )
+    call = {"cache_frames": 2, "keep_sum": True}
+    actual = norm_silu(phases, **rest, **call, impl="triton")
+    assert_close(actual, norm_silu(phases, **rest, **call), norm_silu(joined.double(), **double(rest), **call))
 
 
 @pytest.mark.parametrize("transform", [False, True])
@@ -98,33 +96,37 @@ def test_before_and_after_a_winograd_convolution(shape, products, transform):
     B, T, H, W, C = shape
     x, rest = everything(*shape)
     if products:
-        x = Products(tuple(random(B, T // 2, H, W, C, seed=5 + n) for n in range(4)))
-    wide = Products(tuple(m.double() for m in x.m)) if products else x.double()
-    call = {"before": 2, "keep_sum": True, "transform": transform}
-    for names in (rest, {"gamma_C"}, {"past_BNHWC", "residual_BTHWC"}):
+        x = WinogradProducts(tuple(random(B, T // 2, H, W, C, seed=5 + n) for n in range(4)))
+    wide = WinogradProducts(tuple(m.double() for m in x.m)) if products else x.double()
+    call = {"cache_frames": 2, "keep_sum": True, "transform": transform}
+    for names in (rest, {"gamma_C"}, {"cache_BNHWC", "residual_BTHWC"}):
         some = {name: rest[name] for name in names}
-        actual = advance_stream(x, **some, **call, impl="triton")
-        assert_close(actual, advance_stream(x, **some, **call), advance_stream(wide, **double(some), **call))
-    apart = Products(tuple(strided(m) for m in x.m)) if products else strided(x)
-    assert advance_stream(apart, **some, **call, impl="triton").y.equal(actual.y)
+        actual = norm_silu(x, **some, **call, impl="triton")
+        assert_close(actual, norm_silu(x, **some, **call), norm_silu(wide, **double(some), **call))
+    apart = WinogradProducts(tuple(strided(m) for m in x.m)) if products else strided(x)
+    assert norm_silu(apart, **some, **call, impl="triton").y.equal(actual.y)
 
 
-@pytest.mark.parametrize("before", [0, 1])
-def test_products_without_a_convolution_after_them(before):
-    _, rest = everything(2, 4, 3, 5, 12, before=before)
-    x = Products(tuple(random(2, 2, 3, 5, 12, seed=5 + n) for n in range(4)))
-    wide = Products(tuple(m.double() for m in x.m))
-    actual = advance_stream(x, **rest, before=before, impl="triton")
-    assert_close(actual, advance_stream(x, **rest, before=before), advance_stream(wide, **double(rest), before=before))
+@pytest.mark.parametrize("cache_frames", [0, 1])
+def test_products_without_a_convolution_after_them(cache_frames):
+    _, rest = everything(2, 4, 3, 5, 12, cache_frames=cache_frames)
+    x = WinogradProducts(tuple(random(2, 2, 3, 5, 12, seed=5 + n) for n in range(4)))
+    wide = WinogradProducts(tuple(m.double() for m in x.m))
+    actual = norm_silu(x, **rest, cache_frames=cache_frames, impl="triton")
+    assert_close(
+        actual,
+        norm_silu(x, **rest, cache_frames=cache_frames),
+        norm_silu(wide, **double(rest), cache_frames=cache_frames),
+    )
 
 
 def test_phases_before_a_winograd_convolution():
     _, rest = everything(2, 4, 6, 10, 24)
     phases = [random(2, 4, 3, 5, 24, seed=n) for n in range(4)]
-    call = {"before": 2, "keep_sum": True, "transform": True}
-    actual = advance_stream(phases, **rest, **call, impl="triton")
-    wide = join_phases(phases).double()
-    assert_close(actual, advance_stream(phases, **rest, **call), advance_stream(wide, **double(rest), **call))
+    call = {"cache_frames": 2, "keep_sum": True, "transform": True}
+    actual = norm_silu(phases, **rest, **call, impl="triton")
+    wide = interleave_phases(phases).double()
+    assert_close(actual, norm_silu(phases, **rest, **call), norm_silu(wide, **double(rest), **call))
 
 
 def test_winograd_is_a_convolution():
@@ -132,16 +134,16 @@ def test_winograd_is_a_convolution():
     expected = F.conv3d(y.movedim(-1, 1), weight, padding=(0, 1, 1)).movedim(1, -1)
     m = [
         F.conv2d(v.flatten(0, 1).movedim(-1, 1), kernel, padding=1).movedim(1, -1).unflatten(0, (2, -1))
-        for v, kernel in zip(transform_frames(y), transform_weight(weight), strict=True)
+        for v, kernel in zip(transform_input(y), transform_weight(weight), strict=True)
     ]
-    torch.testing.assert_close(join_products(m), expected)
+    torch.testing.assert_close(transform_output(m), expected)
 
 
 def test_low_precision_is_rounded_once():
     x, rest = everything(2, 3, 5, 7, 96, torch.bfloat16)
-    actual = advance_stream(x, **rest, before=2, keep_sum=True, impl="triton")
-    exact = advance_stream(x.double(), **double(rest), before=2, keep_sum=True)
-    reference = advance_stream(x, **rest, before=2, keep_sum=True)
+    actual = norm_silu(x, **rest, cache_frames=2, keep_sum=True, impl="triton")
+    exact = norm_silu(x.double(), **double(rest), cache_frames=2, keep_sum=True)
+    reference = norm_silu(x, **rest, cache_frames=2, keep_sum=True)
     for name, value in vars(exact).items():
         assert getattr(actual, name).dtype == torch.bfloat16
         # Both round float32 results that hardly differ: the errors agree to a hundredth.
@@ -151,7 +153,7 @@ def test_low_precision_is_rounded_once():
 def test_what_is_not_finite_stays_where_it_is():
     x, rest = everything(1, 2, 3, 4, 12)
     x[0, 1, 2, 3, 7] = torch.nan
-    y = advance_stream(x, **rest, before=2, impl="triton").y
+    y = norm_silu(x, **rest, cache_frames=2, impl="triton").y
     assert y[0, 3, 2, 3].isnan().all()
     y[0, 3, 2, 3] = 0
     assert y.isfinite().all()
@@ -161,19 +163,19 @@ def test_what_is_not_finite_stays_where_it_is():
 @pytest.mark.parametrize("out", [1, 3])
 def test_convolution_to_few_channels(shape, out):
     x, weight, bias = random(*shape), random(out, shape[-1], 3, 3, 3, seed=1), random(out, seed=2)
-    exact = convolve_to_few(x.double(), weight.double(), bias.double())
-    actual = convolve_to_few(strided(x), weight, bias, impl="triton")
+    exact = conv3d_few_channels(x.double(), weight.double(), bias.double())
+    actual = conv3d_few_channels(strided(x), weight, bias, impl="triton")
     assert actual.shape == exact.shape
     # Float32 sums in another order, of up to 324 products.
-    assert relative_l2(actual, exact) <= max(4 * relative_l2(convolve_to_few(x, weight, bias), exact), 2**-21)
+    assert relative_l2(actual, exact) <= max(4 * relative_l2(conv3d_few_channels(x, weight, bias), exact), 2**-21)
 
 
 def test_convolution_to_few_channels_in_bfloat16():
     x, bias = random(2, 5, 6, 10, 96, dtype=torch.bfloat16), random(3, dtype=torch.bfloat16, seed=2)
     weight = random(3, 96, 3, 3, 3, dtype=torch.bfloat16, seed=1)
-    exact = convolve_to_few(x.double(), weight.double(), bias.double())
+    exact = conv3d_few_channels(x.double(), weight.double(), bias.double())
     # The 27 products and their sum are rounded to bfloat16's 8 bits: on random data twice one rounding of each.
-    assert relative_l2(convolve_to_few(x, weight, bias, impl="triton"), exact) < 2**-8
+    assert relative_l2(conv3d_few_channels(x, weight, bias, impl="triton"), exact) < 2**-8
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -181,23 +183,23 @@ def test_refusals(impl):
     x, rest = everything(2, 3, 4, 5, 12)
     for name, wrong, message in (
         ("gamma_C", torch.ones(11, device=DEVICE), r"gamma_C must be \[12\], got \[11\]"),
-        ("past_BNHWC", x[:, :1], r"past_BNHWC must be \[2, 2, 4, 5, 12\], got \[2, 1, 4, 5, 12\]"),
+        ("cache_BNHWC", x[:, :1], r"cache_BNHWC must be \[2, 2, 4, 5, 12\], got \[2, 1, 4, 5, 12\]"),
         ("residual_BTHWC", x.double(), "residual_BTHWC must be torch.float32"),
     ):
         with pytest.raises(ValueError, match=message):
-            advance_stream(x, **{**rest, name: wrong}, before=2, impl=impl)
-    with pytest.raises(ValueError, match="one tensor, four phases or Products, got 2 tensors"):
-        advance_stream([x, x], impl=impl)
+            norm_silu(x, **{**rest, name: wrong}, cache_frames=2, impl=impl)
+    with pytest.raises(ValueError, match="one tensor, four phases or WinogradProducts, got 2 tensors"):
+        norm_silu([x, x], impl=impl)
     with pytest.raises(ValueError, match="transform needs two frames before an even number, got 2 before 3"):
-        advance_stream(x, before=2, transform=True, impl=impl)
+        norm_silu(x, cache_frames=2, transform=True, impl=impl)
     weight = torch.ones(3, 12, 3, 3, 3, device=DEVICE)
     with pytest.raises(ValueError, match=r"P at least 3, got \[3, 12, 3, 3, 3\] and P=2"):
-        convolve_to_few(x[:, :2], weight, torch.ones(3, device=DEVICE), impl=impl)
+        conv3d_few_channels(x[:, :2], weight, torch.ones(3, device=DEVICE), impl=impl)
 
 
 def test_kernels_refuse_a_gradient_and_float64():
     x, rest = everything(1, 1, 2, 2, 12)
     with pytest.raises(ValueError, match="impl 'triton': has no gradient, but x"):
-        advance_stream(x.requires_grad_(), **rest, before=2, impl="triton")
+        norm_silu(x.requires_grad_(), **rest, cache_frames=2, impl="triton")
     with pytest.raises(ValueError, match="impl 'triton' computes in float32, x is float64"):
-        advance_stream(x.detach().double(), **double(rest), before=2, impl="triton")
+        norm_silu(x.detach().double(), **double(rest), cache_frames=2, impl="triton")

@@ -195,7 +195,7 @@ def gemm_rows(
     residual_MN: Tensor | None,
     gelu: bool,
 ) -> None:
-    """Write the product of rows to `y_MN`, of 2 bytes a number: arguments are `gemm_triton.gemm`'s, checked there."""
+    """Write the product of rows to `y_MN`, of 2 bytes a number: arguments are `gemm.gemm`'s, checked there."""
     (M, K), N = x_MK.shape, weight_NK.shape[0]
     columns, stages, rows, groups = LONG if K > LONG_K else SHORT
     x_MK, weight_NK = aligned(x_MK), aligned(weight_NK)

@@ -1,4 +1,4 @@
-"""Activations to 8 bits in Triton, one read and one write: by rows, after GELU if asked, and by 128 x 128 blocks.
+"""Activations to 8 bits in Triton, one read and one write: per token, after GELU if asked, and by 128 x 128 blocks.
 
 Values are multiplied with levels / amax where the reference divides by amax / levels: a value on the edge between two
 levels may fall to the other one.
@@ -16,7 +16,7 @@ BLOCK = 128
 
 
 @triton.jit
-def _quantize_rows(
+def _quantize_per_token(
     x, y, scale, K, x_stride, x_step, GELU: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -44,20 +44,20 @@ def _quantize_blocks(x, y, scale, M, K, x_stride, x_step, SIDE: tl.constexpr):
     tl.store(scale + m * tl.num_programs(1) + k, amax / 128)
 
 
-def quantize_rows(x_MK: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
-    """8-bit [M, K] and scale float32 [M]. Raises ValueError for rows of more than 32768 values."""
+def quantize_per_token(x_MK: Tensor, dtype: torch.dtype, *, gelu: bool = False) -> tuple[Tensor, Tensor]:
+    """Round each token: 8-bit [M, K] and scale float32 [M]. Raises ValueError for rows of more than 32768 values."""
     M, K = x_MK.shape
-    wide, rest = row_pieces("quantize_rows", K)
+    wide, rest = row_pieces("quantize_per_token", K)
     y, scale = x_MK.new_empty((M, K), dtype=dtype), x_MK.new_empty(M, dtype=torch.float32)
     if M:
-        _quantize_rows[(M,)](
+        _quantize_per_token[(M,)](
             x_MK, y, scale, K, *x_MK.stride(), GELU=gelu, WIDE=wide, REST=rest, num_warps=row_warps(wide, rest)
         )
     return y, scale
 
 
 def quantize_blocks(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [M, K] and scale float32 [ceil(M / 128), ceil(K / 128)], the published format."""
+    """Round to the published format: int8 [M, K] and scale float32 [ceil(M / 128), ceil(K / 128)]."""
     M, K = x_MK.shape
     grid = triton.cdiv(M, BLOCK), triton.cdiv(K, BLOCK)
     y, scale = x_MK.new_empty((M, K), dtype=torch.int8), x_MK.new_empty(grid, dtype=torch.float32)

@@ -24,7 +24,7 @@ def _add_gated(
 
 
 def add_gated(x_BLM: Tensor, y_BLM: Tensor, gate_BM: Tensor) -> Tensor:
-    """[B, L, M] in x's dtype."""
+    """Compute x + y * gate: [B, L, M] in x's dtype."""
     B, L, M = x_BLM.shape
     out = x_BLM.new_empty(x_BLM.shape)
     grid = triton.cdiv(M, COLUMNS), triton.cdiv(L, ROWS), B

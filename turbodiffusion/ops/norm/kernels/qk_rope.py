@@ -1,4 +1,4 @@
-"""RMS norm over the model width and rotary embedding in Triton, one read and one write, with the means of blocks.
+"""RMS norm over the model width and rotary embedding in Triton, in one read and one write, with the means of blocks.
 
 A program takes one row, or where means are asked for a block of tokens of one video, row after row: the block's mean is
 a running sum of what it wrote. (A scale of a block and head for 8 bits would need the block twice: attention makes it
@@ -15,24 +15,24 @@ from turbodiffusion.ops.kernels.rows import load_pieces, row_pieces, row_warps, 
 
 
 @triton.jit
-def _turn(values, cosines, sines, y, start, M, PAIRS, WIDTH: tl.constexpr):
-    """Turn the pairs of a piece of a row that starts at column `start`, store them and return them as stored."""
+def _rotate(values, cosines, sines, y, start, M, PAIRS, WIDTH: tl.constexpr):
+    """Rotate the pairs of a piece of a row that starts at column `start`, store them and return them as stored."""
     pairs = start // 2 + tl.arange(0, WIDTH // 2)
     inside = pairs < M // 2
     even, odd = tl.split(values.reshape((WIDTH // 2, 2)))
     cos = tl.load(cosines + pairs % PAIRS, mask=inside, other=0.0)
     sin = tl.load(sines + pairs % PAIRS, mask=inside, other=0.0)
     left, right = even * cos - odd * sin, even * sin + odd * cos
-    turned = tl.join(left, right).reshape((WIDTH,)).to(y.dtype.element_ty)
+    rotated = tl.join(left, right).reshape((WIDTH,)).to(y.dtype.element_ty)
     columns = start + tl.arange(0, WIDTH)
-    tl.store(y + columns, turned, mask=columns < M)
-    return turned.to(tl.float32)
+    tl.store(y + columns, rotated, mask=columns < M)
+    return rotated.to(tl.float32)
 
 
 # L may be 1, which Triton would take for a constant and not a number of 32 bits.
 @triton.jit(do_not_specialize=["L"])
 def _norm_rope(
-    x, weight, turns, y, pooled, L, M, PAIRS, x_batch, x_row, x_step, eps,
+    x, weight, cos_sin, y, pooled, L, M, PAIRS, x_batch, x_row, x_step, eps,
     POOL: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     block, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -41,7 +41,7 @@ def _norm_rope(
     first, rows = block * ROWS, tl.minimum(L - block * ROWS, ROWS)
     x += batch * x_batch + first.to(tl.int64) * x_row
     y += (batch * L + first) * M
-    cosines = turns + first.to(tl.int64) * PAIRS
+    cosines = cos_sin + first.to(tl.int64) * PAIRS
     sines = cosines + L.to(tl.int64) * PAIRS
     # A block's rows come one after the other: the next ones are on their way meanwhile.
     for row in tl.range(0, rows, num_stages=STAGES):
@@ -50,8 +50,8 @@ def _norm_rope(
         wide_weight, rest_weight = load_pieces(weight, M, 1, WIDE, REST)
         at = row * PAIRS
         out = y + row * M
-        wide = _turn(wide * factor * wide_weight, cosines + at, sines + at, out, 0, M, PAIRS, WIDE)
-        rest = _turn(rest * factor * rest_weight, cosines + at, sines + at, out, WIDE, M, PAIRS, REST)
+        wide = _rotate(wide * factor * wide_weight, cosines + at, sines + at, out, 0, M, PAIRS, WIDE)
+        rest = _rotate(rest * factor * rest_weight, cosines + at, sines + at, out, WIDE, M, PAIRS, REST)
         if POOL:
             wide_total += wide
             rest_total += rest
@@ -61,9 +61,9 @@ def _norm_rope(
 
 
 def norm_rope(
-    x_BLM: Tensor, weight_M: Tensor, turns: Tensor, num_heads: int, eps: float, block: int | None
+    x_BLM: Tensor, weight_M: Tensor, cos_sin: Tensor, num_heads: int, eps: float, block: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, L, H, D] in x's dtype, and for a `block` of tokens float32 means [B, ceil(L / block), H, D]."""
+    """Norm and rotate x: [B, L, H, D] in its dtype, and for a `block` of tokens float32 means [B, L / block, H, D]."""
     B, L, M = x_BLM.shape
     wide, rest = row_pieces("norm_rope_qk", M)
     rows = block or 1
@@ -76,7 +76,7 @@ def norm_rope(
         _norm_rope[(blocks, B)](
             x_BLM,
             weight_M.contiguous(),
-            turns.contiguous(),
+            cos_sin.contiguous(),
             y,
             pooled,
             L,

@@ -1,4 +1,4 @@
-"""Layer norm, modulated layer norm and RMS norm in Triton, rounded to 8 bits by rows if asked, in one pass.
+"""Layer norm, modulated layer norm and RMS norm in Triton, rounded to 8 bits per token if asked, in one pass.
 
     y = (x - mean) / sqrt(var + eps) * (1 + scale) + shift      modulated, scale and shift of each video
     y = (x - mean) / sqrt(var + eps) * weight + bias            layer norm
@@ -71,7 +71,7 @@ def row_norm(
     one_plus: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, L, M] in `dtype`, and for int8 or fp8 the float32 scale [B, L] of each row.
+    """Norm each token: [B, L, M] in `dtype`, and for int8 or fp8 its scale, float32 [B, L].
 
     weight and bias are [M], or [B, M] with a row for each video. `one_plus` multiplies with 1 + weight.
     Raises ValueError for rows of more than 32768 values.

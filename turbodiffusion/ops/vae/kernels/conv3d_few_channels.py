@@ -1,4 +1,4 @@
-"""The sum over the taps of `convolve_to_few` in Triton: a program makes a run of positions of one frame."""
+"""The sum over the taps of `conv3d_few_channels` (col2im) in Triton: a program makes a run of positions of a frame."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ POSITIONS = 256  # of a program
 
 
 @triton.jit
-def _sum_of_taps(p, bias, y, P, H, W, X, O: tl.constexpr, POSITIONS: tl.constexpr):  # noqa: E741
+def _sum_taps(p, bias, y, P, H, W, X, O: tl.constexpr, POSITIONS: tl.constexpr):  # noqa: E741
     T = P - 2
     batch, t = tl.program_id(1) // T, tl.program_id(1) % T
     position = tl.program_id(0) * POSITIONS + tl.arange(0, POSITIONS)
@@ -26,13 +26,13 @@ def _sum_of_taps(p, bias, y, P, H, W, X, O: tl.constexpr, POSITIONS: tl.constexp
         tl.store(place, total.to(y.dtype.element_ty), mask=inside)
 
 
-def sum_of_taps(p_KX: Tensor, bias_O: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """[B, P - 2, H, W, O] of products [27 * O, B * P * H * W], rows ordered (kt, kh, kw, o); shape: (B, P, H, W)."""
+def sum_taps(p_KX: Tensor, bias_O: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Sum products [27 * O, B * P * H * W], rows (kt, kh, kw, o), to [B, P - 2, H, W, O]."""
     B, P, H, W = shape
     out = bias_O.shape[0]
     y = p_KX.new_empty((B, P - 2, H, W, out))
     if y.numel():
-        _sum_of_taps[(triton.cdiv(H * W, POSITIONS), B * (P - 2))](
+        _sum_taps[(triton.cdiv(H * W, POSITIONS), B * (P - 2))](
             p_KX.contiguous(),
             bias_O.contiguous(),
             y,

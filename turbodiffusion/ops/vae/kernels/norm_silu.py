@@ -1,7 +1,7 @@
-"""`advance_stream` in Triton: sum, norm, SiLU and the causal past in one pass over the tensors.
+"""`norm_silu` in Triton: sum, norm, SiLU and the cached frames in one pass over the tensors.
 
 A program takes a run of positions of one frame, all channels of each in registers in float32. Programs of the frames
-before x copy the past. Whatever is among the last `before` frames of y is written twice, so the next chunk's past does
+before x copy the cache. Whatever is among the last `cache_frames` frames of y is written twice, so the next cache does
 not keep this chunk's buffer alive. Four phases are four launches that write every second row and column.
 
 Where a convolution by `winograd.py` comes before or after, a program takes a run of positions of all frames, two at a
@@ -29,27 +29,27 @@ def _norm_activate(x, factor, eps, C: tl.constexpr, NORM: tl.constexpr, ACTIVATE
 
 
 @triton.jit
-def _advance(
-    x, gamma, bias, residual, past, y, new_past, total, T, H, W,
+def _norm_silu(
+    x, gamma, bias, residual, cache, y, new_cache, total, T, H, W,
     x_b, x_t, x_h, x_w, r_b, r_t, r_h, r_w, p_b, p_t, p_h, p_w, y_b, y_t, y_h, y_w, n_b, n_t, n_h, n_w,
     s_b, s_t, s_h, s_w, eps, C: tl.constexpr,
-    BEFORE: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    PAST: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    CACHE_FRAMES: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    CACHE: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    frames = T + BEFORE
+    frames = T + CACHE_FRAMES
     batch, frame = tl.program_id(1) // frames, tl.program_id(1) % frames
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row, column = (position // W)[:, None], (position % W)[:, None]
     channel = tl.arange(0, WIDTH)[None, :]
     inside = (position < H * W)[:, None] & (channel < C)
     batch, frame = batch.to(tl.int64), frame.to(tl.int64)
-    if frame < BEFORE:
+    if frame < CACHE_FRAMES:
         out = tl.zeros((ROWS, WIDTH), tl.float32)
-        if PAST:
-            from_past = past + batch * p_b + frame * p_t + (row * p_h + column * p_w + channel)
-            out = tl.load(from_past, mask=inside, other=0.0).to(tl.float32)
+        if CACHE:
+            from_cache = cache + batch * p_b + frame * p_t + (row * p_h + column * p_w + channel)
+            out = tl.load(from_cache, mask=inside, other=0.0).to(tl.float32)
     else:
-        t = frame - BEFORE
+        t = frame - CACHE_FRAMES
         from_x = x + batch * x_b + t * x_t + (row * x_h + column * x_w + channel)
         out = tl.load(from_x, mask=inside, other=0.0).to(tl.float32)
         if BIAS:
@@ -65,17 +65,17 @@ def _advance(
     rounded = out.to(y.dtype.element_ty)
     tl.store(y + batch * y_b + frame * y_t + (row * y_h + column * y_w + channel), rounded, mask=inside)
     if frame >= T:
-        to_past = new_past + batch * n_b + (frame - T) * n_t + (row * n_h + column * n_w + channel)
-        tl.store(to_past, rounded, mask=inside)
+        to_cache = new_cache + batch * n_b + (frame - T) * n_t + (row * n_h + column * n_w + channel)
+        tl.store(to_cache, rounded, mask=inside)
 
 
 @triton.jit
-def _advance_pairs(
-    x, m1, m2, m3, gamma, bias, residual, past, y, new_past, total, pairs, H, W,
+def _norm_silu_pairs(
+    x, m1, m2, m3, gamma, bias, residual, cache, y, new_cache, total, pairs, H, W,
     x_b, x_t, x_h, x_w, r_b, r_t, r_h, r_w, p_b, p_t, p_h, p_w, y_b, y_t, y_h, y_w, n_b, n_t, n_h, n_w,
     s_b, s_t, s_h, s_w, v_g, eps, C: tl.constexpr,
-    BEFORE: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
-    PAST: tl.constexpr, KEEP: tl.constexpr, PRODUCTS: tl.constexpr, TRANSFORM: tl.constexpr,
+    CACHE_FRAMES: tl.constexpr, NORM: tl.constexpr, ACTIVATE: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr,
+    CACHE: tl.constexpr, KEEP: tl.constexpr, PRODUCTS: tl.constexpr, TRANSFORM: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     position = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -92,17 +92,17 @@ def _advance_pairs(
     # The two frames before the pair.
     d0 = tl.zeros((ROWS, WIDTH), tl.float32)
     d1 = tl.zeros((ROWS, WIDTH), tl.float32)
-    if PAST and BEFORE > 0:
-        from_past = past + batch * p_b + (row * p_h + column * p_w + channel)
-        d1 = tl.load(from_past + (BEFORE - 1) * p_t, mask=inside, other=0.0).to(tl.float32)
-        if BEFORE == 2:
-            d0 = tl.load(from_past, mask=inside, other=0.0).to(tl.float32)
+    if CACHE and CACHE_FRAMES > 0:
+        from_cache = cache + batch * p_b + (row * p_h + column * p_w + channel)
+        d1 = tl.load(from_cache + (CACHE_FRAMES - 1) * p_t, mask=inside, other=0.0).to(tl.float32)
+        if CACHE_FRAMES == 2:
+            d0 = tl.load(from_cache, mask=inside, other=0.0).to(tl.float32)
     if not TRANSFORM:
-        if BEFORE == 2:
+        if CACHE_FRAMES == 2:
             tl.store(to_y, d0.to(y.dtype.element_ty), mask=inside)
-        if BEFORE > 0:
-            tl.store(to_y + (BEFORE - 1) * y_t, d1.to(y.dtype.element_ty), mask=inside)
-        to_y += BEFORE * y_t
+        if CACHE_FRAMES > 0:
+            tl.store(to_y + (CACHE_FRAMES - 1) * y_t, d1.to(y.dtype.element_ty), mask=inside)
+        to_y += CACHE_FRAMES * y_t
     v_g = tl.cast(v_g, tl.int64)
     for index in range(pairs):
         pair = tl.cast(index, tl.int64)
@@ -138,52 +138,53 @@ def _advance_pairs(
             tl.store(to_y + 2 * pair * y_t + y_t, s1.to(y.dtype.element_ty), mask=inside)
         d0 = s0
         d1 = s1
-    to_past = new_past + batch * n_b + (row * n_h + column * n_w + channel)
-    if BEFORE == 2:
-        tl.store(to_past, d0.to(y.dtype.element_ty), mask=inside)
-    if BEFORE > 0:
-        tl.store(to_past + (BEFORE - 1) * n_t, d1.to(y.dtype.element_ty), mask=inside)
+    to_cache = new_cache + batch * n_b + (row * n_h + column * n_w + channel)
+    if CACHE_FRAMES == 2:
+        tl.store(to_cache, d0.to(y.dtype.element_ty), mask=inside)
+    if CACHE_FRAMES > 0:
+        tl.store(to_cache + (CACHE_FRAMES - 1) * n_t, d1.to(y.dtype.element_ty), mask=inside)
 
 
-def advance(
+def norm_silu(
     parts: Sequence[Tensor],
     products: bool,
     gamma_C: Tensor | None,
     bias_C: Tensor | None,
     residual: Tensor | None,
-    past: Tensor | None,
-    before: int,
+    cache: Tensor | None,
+    cache_frames: int,
     activate: bool,
     keep_sum: bool,
     transform: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y (as `Stream` has it), its last `before` frames, and the sum [B, T, H, W, C] if it is to be kept."""
+    """Return y as `NormSiluOutput` has it, its last frames as the next cache, and the sum [B, T, H, W, C] if asked."""
     step = 2 if len(parts) == 4 and not products else 1
     B, T, H, W, C = parts[0].shape
     T = 2 * T if products else T
     new = parts[0].new_empty
     size = step * H, step * W, C
-    y = new((4, B, T // 2, *size)) if transform else new((B, before + T, *size))
-    new_past = new((B, before, *size))
+    y = new((4, B, T // 2, *size)) if transform else new((B, cache_frames + T, *size))
+    new_cache = new((B, cache_frames, *size))
     total = new((B, T, *size)) if keep_sum else None
-    residual, past = (None if given is None else _channels_innermost(given) for given in (residual, past))
+    residual, cache = (None if given is None else _channels_innermost(given) for given in (residual, cache))
     width = triton.next_power_of_2(C)
     pairwise = products or transform
     rows = max((PAIR_TILE if pairwise else TILE) // width, 1)
     if not y.numel():
-        return y, new_past, total
+        return y, new_cache, total
     weights = [None if weight is None else weight.contiguous() for weight in (gamma_C, bias_C)]
     settings = {
-        "C": C, "BEFORE": before, "NORM": gamma_C is not None, "ACTIVATE": activate, "BIAS": bias_C is not None,
-        "RESIDUAL": residual is not None, "PAST": past is not None, "KEEP": keep_sum, "ROWS": rows, "WIDTH": width,
+        "C": C, "CACHE_FRAMES": cache_frames, "NORM": gamma_C is not None, "ACTIVATE": activate,
+        "BIAS": bias_C is not None, "RESIDUAL": residual is not None, "CACHE": cache is not None, "KEEP": keep_sum,
+        "ROWS": rows, "WIDTH": width,
         "num_warps": 4,
     }  # fmt: skip
     for number, part in enumerate(parts[:1] if products else parts):
         a, b = divmod(number, 2)
         x = _channels_innermost(part)
         # A phase's positions in the whole picture; y may have the axis of v in front.
-        whole = [residual, past, y[0] if transform else y, new_past, total]
+        whole = [residual, cache, y[0] if transform else y, new_cache, total]
         tensors = [None if full is None else full[:, :, a::step, b::step] for full in whole]
         strides = list(x.stride()[:4])
         for tensor in tensors:
@@ -196,11 +197,11 @@ def advance(
             grid = triton.cdiv(H * W, rows), B
             v_step = y.stride(0) if transform else 0
             flags = {"PRODUCTS": products, "TRANSFORM": transform}
-            _advance_pairs[grid](x, *m, *weights, *tensors, T // 2, H, W, *strides, v_step, eps, **settings, **flags)
+            _norm_silu_pairs[grid](x, *m, *weights, *tensors, T // 2, H, W, *strides, v_step, eps, **settings, **flags)
         else:
-            grid = triton.cdiv(H * W, rows), B * (before + T)
-            _advance[grid](x, *weights, *tensors, T, H, W, *strides, eps, **settings)
-    return y, new_past, total
+            grid = triton.cdiv(H * W, rows), B * (cache_frames + T)
+            _norm_silu[grid](x, *weights, *tensors, T, H, W, *strides, eps, **settings)
+    return y, new_cache, total
 
 
 def _channels_innermost(x: Tensor) -> Tensor:
