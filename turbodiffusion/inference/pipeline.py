@@ -39,10 +39,10 @@ from turbodiffusion.inference.prompt_encoder import Prompts
 from turbodiffusion.inference.result import Result
 from turbodiffusion.inference.sampling import Denoise, State, sample_flow, sample_rcm
 from turbodiffusion.media import video
-from turbodiffusion.media.frames import fetch, new_frames
+from turbodiffusion.media.frames import copy_to_host, new_frames
 from turbodiffusion.media.image import adaptive_size, fit, load_image
 from turbodiffusion.memory import plan as memory
-from turbodiffusion.models.cuda_graphs import Graphs, Tensors
+from turbodiffusion.models.cuda_graphs import CudaGraphCache, Tensors
 from turbodiffusion.models.cuda_graphs import Result as Returned
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
@@ -84,7 +84,7 @@ class Pipeline:
         self.memory_plan, self._max_memory = memory_plan, max_memory
         self._offload_asked, self._offload_text = offload_asked, offload_text
         self._paths, self._device_chosen, self._built = paths, device_chosen, kinds
-        self._graphs, self._replayed, self._graphs_fit = Graphs(), False, True
+        self._graphs, self._replayed, self._graphs_fit = CudaGraphCache(), False, True
         self._graphs_of = (0, 0, 0)  # frames, height and width
         with stages.run("load", 2 + preset.experts) as step:
             words, weights = paths["tokenizer"], paths["text"]
@@ -205,7 +205,7 @@ class Pipeline:
                 return self._generate(request, _Stages(on_progress, self.device), on_notice)
         except torch.OutOfMemoryError as error:
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
-            self._graphs.forget()
+            self._graphs.clear()
             torch.cuda.empty_cache()
             if not self._replayed:
                 raise MachineError(
@@ -288,7 +288,7 @@ class Pipeline:
             kinds.attention_type in SPARSE_ATTENTION and self._built.attention_type not in SPARSE_ATTENTION
         )
         old, self._experts = self._experts, ()
-        self._graphs.forget()
+        self._graphs.clear()
         with stages.run("load", self.preset.experts) as step:
             if old and not new_tensors:
                 self._experts = tuple(self._over(expert, kinds) for expert in old)
@@ -323,7 +323,7 @@ class Pipeline:
         size = (job.num_frames, job.height, job.width)
         self._replayed = plan.graphs and self._graphs_fit
         if size != self._graphs_of or not self._replayed:  # else they would keep the memory of two sizes
-            self._graphs.forget()
+            self._graphs.clear()
         self._graphs_of = size
         yield memory.wait(job, here, chosen=self._device_chosen)
         if plan.latents_per_chunk != alone.latents_per_chunk:
@@ -424,7 +424,7 @@ class Pipeline:
         self, name: tuple[str, int], function: Callable[..., Returned], *inputs: Tensors, after: int = 1
     ) -> Returned:
         """`function(*inputs)`, replayed where the plan has graphs; `name` tells the functions of `_graphs` apart."""
-        return self._graphs(name, function, *inputs, after=after) if self._replayed else function(*inputs)
+        return self._graphs(name, function, *inputs, warmup_calls=after) if self._replayed else function(*inputs)
 
     def _decode(
         self, latent_BCTHW: Tensor, size: tuple[int, int], encoder: video.Encoder, stages: "_Stages"
@@ -436,7 +436,7 @@ class Pipeline:
             try:
                 with stages.run("decode", latent_BCTHW.shape[2], wait=False) as step:
                     encoding = []
-                    for planes in fetch(self._vae.decode_chunks(latent_BCTHW), frames):
+                    for planes in copy_to_host(self._vae.decode_chunks(latent_BCTHW), frames):
                         encoding.append(pool.submit(encoder.add, planes))
                         if encoding[0].done():  # a failure is told now, not after all frames
                             encoding.pop(0).result()
