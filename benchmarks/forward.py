@@ -33,7 +33,7 @@ from turbodiffusion.checkpoint.load import load_transformer
 from turbodiffusion.config import REFERENCE, TRITON, Kernels, WanConfig
 from turbodiffusion.evaluation.result_file import Row, target, write_results
 from turbodiffusion.inference import model_source as source
-from turbodiffusion.models.cuda_graphs import Graphs
+from turbodiffusion.models.cuda_graphs import CudaGraphCache
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.cases import OF_THE_EMULATION
@@ -225,9 +225,11 @@ def time_mode(name: str, mode: Mode, base: WanConfig, at: str, sizes: Sequence[s
     for size in sizes:
         x_BCTHW, t_B, text_BSE = inputs(model.config, LATENTS[size])
         context: Context = model.encode_context(text_BSE)
-        graphs = Graphs()  # of this size alone
+        graphs = CudaGraphCache()  # of this size alone
 
-        def run(x: Tensor = x_BCTHW, t: Tensor = t_B, context: Context = context, graphs: Graphs = graphs) -> Tensor:
+        def run(
+            x: Tensor = x_BCTHW, t: Tensor = t_B, context: Context = context, graphs: CudaGraphCache = graphs
+        ) -> Tensor:
             if mode.kernels != REFERENCE:
                 return graphs("velocity", model, x, t, context)
             with by_cudnn(name):

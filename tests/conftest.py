@@ -62,23 +62,23 @@ def graphs_by_hand(monkeypatch) -> list[int]:
     made. Returns a list with an entry for each capture, the number of its inputs."""
     from types import SimpleNamespace
 
-    from turbodiffusion.models import cuda_graphs as room
+    from turbodiffusion.models import cuda_graphs
 
     captures: list[int] = []
 
     def capture(self, function, inputs):
-        held = [x.clone() for x in room._flat(inputs)]
-        mine = room._built(inputs, iter(held))
+        held = [x.clone() for x in cuda_graphs._flat(inputs)]
+        mine = cuda_graphs._built(inputs, iter(held))
         outputs = function(*mine)
 
         def replay():
-            for old, new in zip(room._flat(outputs), room._flat(function(*mine)), strict=True):
+            for old, new in zip(cuda_graphs._flat(outputs), cuda_graphs._flat(function(*mine)), strict=True):
                 old.copy_(new)
 
         captures.append(len(held))
-        return room._Captured(SimpleNamespace(replay=replay), held, outputs)
+        return cuda_graphs._Captured(SimpleNamespace(replay=replay), held, outputs)
 
-    monkeypatch.setattr(room.Graphs, "_capture", capture)
+    monkeypatch.setattr(cuda_graphs.CudaGraphCache, "_capture", capture)
     return captures
 
 

@@ -77,7 +77,7 @@ def test_truncated_file_is_one_clear_line(name, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_pickle_that_could_run_code_is_refused(tmp_path):
+def test_pickle_that_could_run_code_raises(tmp_path):
     torch.save({"a": torch.ones(1), "b": Exploit(tmp_path / "ran")}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match=r"mkdir beside tensors.*could run code") as caught:
         open_tensors(tmp_path / "evil.pth")
@@ -111,7 +111,7 @@ def test_foreign_file_is_one_clear_line(content, message, tmp_path):
         ({0: torch.ones(1)}, "other things than tensors: 0"),  # an optimizer's state, say
     ],
 )
-def test_pickle_without_tensors_by_name_is_refused(content, message, tmp_path):
+def test_pickle_without_tensors_by_name_raises(content, message, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=message):
         open_tensors(tmp_path / "weights.pth")

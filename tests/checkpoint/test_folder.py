@@ -112,7 +112,7 @@ def test_int8_blocks_hold_what_the_format_says(parts, tmp_path):
     assert sizes[1] < 0.6 * sizes[0]
 
 
-def test_row_formats_are_refused(parts, tmp_path):
+def test_row_formats_raise(parts, tmp_path):
     for kind in ("int8_row", "fp8_row"):
         model = WanTransformer(dataclasses.replace(WAN, quant_linear=kind))
         with pytest.raises(CheckpointError, match=r"row format.*'off'"):

@@ -1,12 +1,12 @@
-"""Reading ahead: the bytes of the file, in new memory, in the order that was promised."""
+"""Prefetch: the bytes of the file, in new memory, in the order that was promised."""
 
 import pytest
 import torch
 
-from turbodiffusion.checkpoint import prefetch as room
+from turbodiffusion.checkpoint import prefetch as prefetch_module
 from turbodiffusion.checkpoint.formats import open_checkpoint
 from turbodiffusion.checkpoint.load import load_text
-from turbodiffusion.checkpoint.prefetch import ahead
+from turbodiffusion.checkpoint.prefetch import prefetch
 from turbodiffusion.config import TextConfig
 from turbodiffusion.models.text import TextEncoder
 
@@ -16,10 +16,10 @@ TEXT = TextConfig(d_model=32, num_layers=2, num_heads=4, d_kv=8, d_ff=48, vocab_
 
 @pytest.fixture
 def small(monkeypatch):
-    """Tensors of several pieces, a few of them ahead, and some too small to be."""
-    monkeypatch.setattr(room, "PIECE", 64)
-    monkeypatch.setattr(room, "AHEAD", 300)
-    monkeypatch.setattr(room, "SMALL", 20)
+    """Tensors of several pieces, a few of them prefetched, and some too small to be."""
+    monkeypatch.setattr(prefetch_module, "PIECE", 64)
+    monkeypatch.setattr(prefetch_module, "PREFETCH", 300)
+    monkeypatch.setattr(prefetch_module, "SMALL", 20)
 
 
 def tensors():
@@ -27,14 +27,14 @@ def tensors():
     kinds = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
     found = {f"{kind}.{n}": torch.randn(n, 7).to(kind) for kind in kinds for n in (0, 1, 16, 50)}
     found["int8"] = torch.randint(-128, 128, (33, 5), dtype=torch.int8)
-    return found | {"one": torch.tensor(3.0), "turned": torch.randn(6, 9).T}
+    return found | {"one": torch.tensor(3.0), "transposed": torch.randn(6, 9).T}
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("inference", [False, True])
 def test_every_byte_comes(small, device, inference):
     stored = tensors()
-    with torch.inference_mode(inference), ahead(stored.__getitem__, list(stored), torch.device(device)) as read:
+    with torch.inference_mode(inference), prefetch(stored.__getitem__, list(stored), torch.device(device)) as read:
         for name, expected in stored.items():
             tensor = read(name)
             assert tensor.device.type == device and tensor.dtype == expected.dtype
@@ -42,9 +42,9 @@ def test_every_byte_comes(small, device, inference):
             assert tensor.data_ptr() != expected.data_ptr() or not expected.numel()
 
 
-def test_no_more_is_read_than_may_be_ahead(small):
+def test_no_more_is_read_than_may_be_prefetched(small):
     stored, opened = {str(n): torch.zeros(25) for n in range(20)}, []
-    with ahead(lambda name: opened.append(name) or stored[name], list(stored), torch.device("cpu")) as read:
+    with prefetch(lambda name: opened.append(name) or stored[name], list(stored), torch.device("cpu")) as read:
         for number, name in enumerate(stored, 1):
             read(name)
             assert len(opened) == min(number + 3, 20)  # 300 bytes
@@ -54,23 +54,23 @@ def test_what_reading_raises_comes_through(small):
     def broken(name):
         raise OSError(f"{name} is gone")
 
-    with pytest.raises(OSError, match="first is gone"), ahead(broken, ["first"], torch.device("cpu")) as read:
+    with pytest.raises(OSError, match="first is gone"), prefetch(broken, ["first"], torch.device("cpu")) as read:
         read("first")
     with (
         pytest.raises(AssertionError, match="before"),
-        ahead(tensors().get, ["one", "int8"], torch.device("cpu")) as read,
+        prefetch(tensors().get, ["one", "int8"], torch.device("cpu")) as read,
     ):
         read("int8")
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_checkpoint_read_ahead_is_the_checkpoint(small, tmp_path, device):
+def test_a_prefetched_checkpoint_is_the_checkpoint(small, tmp_path, device):
     torch.manual_seed(0)
     torch.save(TextEncoder(TEXT).state_dict(), tmp_path / "text.pth")
     checkpoint = open_checkpoint(tmp_path / "text.pth", "text")
-    with checkpoint.ahead(torch.device(device)) as brought:
+    with checkpoint.prefetch(torch.device(device)) as prefetched:
         for name in checkpoint.shapes:
-            assert torch.equal(brought.read(name).cpu(), checkpoint.read(name)), name
+            assert torch.equal(prefetched.read(name).cpu(), checkpoint.read(name)), name
 
 
 @pytest.mark.gpu

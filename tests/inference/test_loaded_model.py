@@ -94,7 +94,7 @@ def test_where_a_graph_does_not_fit_forwards_are_launched(rcm_folder, replayed, 
         replayed.append(0)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("turbodiffusion.models.cuda_graphs.Graphs._capture", overflow)
+    monkeypatch.setattr("turbodiffusion.models.cuda_graphs.CudaGraphCache._capture", overflow)
     pipe = load(rcm_folder)
     videos = [pipe.generate(Request(PROMPT, seed=1)).frames for _ in range(4)]
     assert all(np.array_equal(video, videos[0]) for video in videos)

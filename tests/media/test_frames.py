@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from turbodiffusion.errors import OutputError
-from turbodiffusion.media.frames import AHEAD, fetch, new_frames, to_yuv420
+from turbodiffusion.media.frames import CHUNKS_IN_FLIGHT, copy_to_host, new_frames, to_yuv420
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -24,10 +24,10 @@ def test_chunks_land_where_they_belong(device: str) -> None:
             yield video[:, :, first:last].to(device)
 
     came = []
-    for number, planes in enumerate(fetch(chunks(), frames), start=1):
+    for number, planes in enumerate(copy_to_host(chunks(), frames), start=1):
         came.append(torch.from_numpy(planes))
         # A GPU has work beyond the chunk that is waited for, a CPU does one after the other.
-        assert len(given) == min(6, number + (AHEAD if device == "cuda" else 0))
+        assert len(given) == min(6, number + (CHUNKS_IN_FLIGHT if device == "cuda" else 0))
     expected = ((video[0, :, :, 1:5, 1:7].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
     assert torch.equal(frames, expected) and torch.equal(torch.cat(came), to_yuv420(expected))
 
@@ -37,18 +37,18 @@ def test_chunks_land_where_they_belong(device: str) -> None:
     ("value", "message"),
     [(float("nan"), "not finite"), (float("-inf"), "not finite"), (0.02, r"flat colour, about \[128, 128, 128\]")],
 )
-def test_what_is_no_video_is_refused(device: str, value: float, message: str) -> None:
+def test_what_is_no_video_raises(device: str, value: float, message: str) -> None:
     video = torch.zeros(1, 3, 2, 4, 4, device=device)
     video[0, 1, 1, 2, 2] = value
     with pytest.raises(OutputError, match=message):
-        list(fetch(video.split(1, dim=2), new_frames(2, 4, 4, torch.device(device))))
+        list(copy_to_host(video.split(1, dim=2), new_frames(2, 4, 4, torch.device(device))))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_values_beyond_white_alone_are_flat(device: str) -> None:
     video = torch.rand(1, 3, 2, 4, 4, device=device) * 50 + 2
     with pytest.raises(OutputError, match=r"flat colour, about \[255, 255, 255\]"):
-        list(fetch(video.split(1, dim=2), new_frames(2, 4, 4, torch.device(device))))
+        list(copy_to_host(video.split(1, dim=2), new_frames(2, 4, 4, torch.device(device))))
 
 
 def test_420_is_that_of_another_converter() -> None:

@@ -1,4 +1,4 @@
-"""Graphs of calls: on a GPU what they replay is what the launches give, bit for bit."""
+"""CUDA graphs: what they replay is what the launches give, bit for bit."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from turbodiffusion.config import ATTENTION_KINDS, LINEAR_KINDS, REFERENCE, TRITON, Kernels, WanConfig
-from turbodiffusion.models.cuda_graphs import Graphs
+from turbodiffusion.models.cuda_graphs import CudaGraphCache
 from turbodiffusion.models.wan import WanTransformer
 
 CONFIG = WanConfig(dim=128, ffn_dim=256, num_heads=2, num_layers=2, text_dim=32, text_len=16, sla_topk=0.3)
@@ -16,26 +16,26 @@ def double(x):
     return 2 * x
 
 
-@pytest.mark.parametrize("after", [0, 1, 4])
-def test_calls_run_as_they_are_until_they_have_come_often_enough(graphs_by_hand, after):
-    graphs = Graphs()
-    results = [graphs("double", double, torch.full((2,), float(k)), after=after) for k in range(7)]
+@pytest.mark.parametrize("warmup_calls", [0, 1, 4])
+def test_calls_run_without_a_graph_until_they_are_repeated(graphs_by_hand, warmup_calls):
+    graphs = CudaGraphCache()
+    results = [graphs("double", double, torch.full((2,), float(k)), warmup_calls=warmup_calls) for k in range(7)]
     assert [x.tolist() for x in results] == [[2 * k, 2 * k] for k in range(7)]
     assert len(graphs) == len(graphs_by_hand) == 1
-    for size in range(3, 3 + after):  # each a form of its own
-        graphs("double", double, torch.ones(size), after=after)
+    for size in range(3, 3 + warmup_calls):  # each a key of its own
+        graphs("double", double, torch.ones(size), warmup_calls=warmup_calls)
     assert len(graphs) == 1
-    assert graphs("square", torch.square, torch.full((2,), 3.0), after=0).tolist() == [9, 9]
+    assert graphs("square", torch.square, torch.full((2,), 3.0), warmup_calls=0).tolist() == [9, 9]
     assert len(graphs) == 2
-    graphs.forget()
+    graphs.clear()
     assert len(graphs) == 0
-    graphs("double", double, torch.ones(2), after=1)
+    graphs("double", double, torch.ones(2), warmup_calls=1)
     assert len(graphs) == 0  # counted anew
 
 
 @pytest.mark.gpu
-def test_results_are_kept_apart_and_forms_too():
-    graphs = Graphs()
+def test_results_are_kept_apart_and_keys_too():
+    graphs = CudaGraphCache()
     ones = torch.ones(4, device="cuda")
     with torch.inference_mode():
         results = [graphs("double", double, k * ones) for k in range(5)]
@@ -46,7 +46,7 @@ def test_results_are_kept_apart_and_forms_too():
     for (b, c), (a,) in nested:
         assert (a.tolist(), b.tolist(), c.tolist()) == ([2] * 4, [2] * 4, [3] * 4)
     assert len(graphs) == 3
-    graphs.forget()
+    graphs.clear()
     assert len(graphs) == 0
 
 
@@ -62,7 +62,7 @@ def test_a_replayed_network_gives_what_the_launched_one_gives(attention: str, li
     torch.nn.init.normal_(model.head.head.weight, std=0.1)
     if kernels == TRITON:
         model.prepare()
-    graphs = Graphs()
+    graphs = CudaGraphCache()
     with torch.inference_mode():
         for number in range(4):
             text = torch.randn(1, 16, 32, device="cuda")

@@ -8,7 +8,7 @@ import torch
 from turbodiffusion.config import TextConfig
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models import text
-from turbodiffusion.models.offload import LayerStream
+from turbodiffusion.models.offload import LayerOffload
 from turbodiffusion.models.text import TextEncoder, Tokenizer, clean_prompt, train_tokenizer
 
 CAPTIONS = [
@@ -105,7 +105,7 @@ def test_uncleaned_prompt_is_left_alone(spiece):
     assert not torch.equal(tokenizer(["a &lt; b"], clean=False)[0], tokenizer(["a &lt; b"])[0])
 
 
-def test_foreign_vocabulary_is_refused(tmp_path):
+def test_foreign_vocabulary_raises(tmp_path):
     with pytest.raises(CheckpointError, match=r"missing\.model"):
         Tokenizer(tmp_path / "missing.model", 8)
     (tmp_path / "foreign.model").write_bytes(b"not a vocabulary")
@@ -113,7 +113,7 @@ def test_foreign_vocabulary_is_refused(tmp_path):
         Tokenizer(tmp_path / "foreign.model", 8)
 
 
-def test_vocabulary_with_other_special_ids_is_refused(tmp_path):
+def test_vocabulary_with_other_special_ids_raises(tmp_path):
     from sentencepiece import SentencePieceTrainer
 
     SentencePieceTrainer.train(
@@ -143,15 +143,15 @@ def test_encoder_matches_transformers():
     ids = torch.randint(3, 512, (3, 12))
     mask = (torch.arange(12) < torch.tensor([[12], [5], [1]])).long()
     expected = peer(input_ids=ids, attention_mask=mask).last_hidden_state
-    states = encoder(ids, mask)
+    prompt_embeds = encoder(ids, mask)
     # The same operations; 1e-5 leaves room for another attention kernel.
-    torch.testing.assert_close(states[mask == 1], expected[mask == 1], atol=1e-5, rtol=1e-5)
-    assert (states[mask == 0] == 0).all()
+    torch.testing.assert_close(prompt_embeds[mask == 1], expected[mask == 1], atol=1e-5, rtol=1e-5)
+    assert (prompt_embeds[mask == 0] == 0).all()
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 8, 9, 16, 29, 40])
 def test_a_prompt_is_computed_at_its_own_length(monkeypatch, tokens):
-    """Padding is cut to the first length that holds the prompt; the states are those of the full length."""
+    """Padding is cut to the first length that holds the prompt; the prompt_embeds are those of the full length."""
     torch.manual_seed(0)
     encoder = TextEncoder(TINY)
     ids = torch.randint(3, 512, (2, 40))
@@ -160,11 +160,11 @@ def test_a_prompt_is_computed_at_its_own_length(monkeypatch, tokens):
     monkeypatch.setattr(text, "LENGTHS", (8, 16, 32))
     computed, encode = [], encoder._encode
     monkeypatch.setattr(encoder, "_encode", lambda ids, mask: computed.append(ids.shape[1]) or encode(ids, mask))
-    states = encoder(ids, mask)
+    prompt_embeds = encoder(ids, mask)
     assert computed == [next((length for length in (8, 16, 32) if tokens <= length), 40)]
-    assert states.shape == whole.shape and (states[mask == 0] == 0).all()
+    assert prompt_embeds.shape == whole.shape and (prompt_embeds[mask == 0] == 0).all()
     # float32 sums of another length in another order
-    torch.testing.assert_close(states, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(prompt_embeds, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_a_length_no_longer_than_the_shortest_is_left_alone(monkeypatch):
@@ -202,8 +202,8 @@ def test_in_bfloat16_nothing_is_lost_against_transformers():
     mask = (torch.arange(12) < torch.arange(5, 13)[:, None]).long()
     expected = exact(ids, mask)[mask == 1]
     off, allowed = (
-        ((states[mask == 1].float() - expected).norm() / expected.norm()).item()
-        for states in (encoder(ids, mask), peer(input_ids=ids, attention_mask=mask).last_hidden_state)
+        ((prompt_embeds[mask == 1].float() - expected).norm() / expected.norm()).item()
+        for prompt_embeds in (encoder(ids, mask), peer(input_ids=ids, attention_mask=mask).last_hidden_state)
     )
     assert off <= 1.1 * allowed < 0.05
 
@@ -226,9 +226,9 @@ def test_the_encoder_compiles_as_one_graph():
     ids = torch.randint(3, 512, (2, 12))
     mask = (torch.arange(12) < torch.tensor([[12], [5]])).long()
     expected = encoder(ids, mask)
-    states = torch.compile(encoder, backend="aot_eager", fullgraph=True)(ids, mask)
-    torch.testing.assert_close(states, expected)
-    states.sum().backward()
+    prompt_embeds = torch.compile(encoder, backend="aot_eager", fullgraph=True)(ids, mask)
+    torch.testing.assert_close(prompt_embeds, expected)
+    prompt_embeds.sum().backward()
 
 
 def test_a_moved_encoder_keeps_nothing_of_its_old_place():
@@ -253,26 +253,26 @@ def test_a_graph_gives_what_the_launches_give():
         assert len(encoder._graphs) == 1
 
 
-PLACES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.mark.parametrize("device", PLACES)
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layers", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_offloaded_encoder_gives_the_same_bits(device, layers, dtype):
     torch.manual_seed(0)
     resident = TextEncoder(replace(TINY, num_layers=layers), device=device, dtype=dtype)
-    streamed = TextEncoder(resident.config, dtype=dtype)
-    streamed.load_state_dict(resident.state_dict())
-    streamed.offload(device)
-    assert {t.device.type for name, t in streamed.state_dict().items() if "final" not in name} == {"cpu"}
+    offloaded = TextEncoder(resident.config, dtype=dtype)
+    offloaded.load_state_dict(resident.state_dict())
+    offloaded.offload(device)
+    assert {t.device.type for name, t in offloaded.state_dict().items() if "final" not in name} == {"cpu"}
     with torch.inference_mode():
         for length in (12, 5, 12):
             ids = torch.randint(3, 512, (2, 12), device=device)
             mask = (torch.arange(12, device=device) < length).long().expand(2, -1)
-            assert torch.equal(streamed(ids, mask), resident(ids, mask))
+            assert torch.equal(offloaded(ids, mask), resident(ids, mask))
     for name, tensor in resident.state_dict().items():  # still whole, by its names
-        assert torch.equal(streamed.state_dict()[name].cpu(), tensor.cpu()), name
+        assert torch.equal(offloaded.state_dict()[name].cpu(), tensor.cpu()), name
 
 
 @pytest.mark.gpu
@@ -290,10 +290,10 @@ def test_an_offloaded_encoder_holds_two_layers_on_the_gpu():
         for _ in range(4):
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            states = encoder(ids, torch.ones_like(ids))
-            activations = 60_000_000  # the bias of 16 heads, the hidden states
+            prompt_embeds = encoder(ids, torch.ones_like(ids))
+            activations = 60_000_000  # the bias of 16 heads, the hidden prompt_embeds
             assert torch.cuda.max_memory_allocated() - before < 2.1 * layer + activations
-            assert torch.equal(states, expected)
+            assert torch.equal(prompt_embeds, expected)
 
 
 @pytest.mark.gpu
@@ -308,27 +308,29 @@ def test_a_buffer_is_not_filled_while_its_layer_computes(caplog):
     layers = [Slow(2048, 2048, device="cuda", dtype=torch.bfloat16) for _ in range(6)]
     x = torch.randn(4, 2048, device="cuda", dtype=torch.bfloat16)
     expected = [torch.nn.functional.linear(x, layer.weight, layer.bias) for layer in layers]
-    stream = LayerStream(layers, torch.device("cuda"))
+    offload = LayerOffload(layers, torch.device("cuda"))
     assert not caplog.text  # it says so where the memory could not be pinned, and copies do not run ahead then
     with torch.inference_mode():
         for _ in range(2):
-            found = [layer(x) for layer in stream.run()]
+            found = [layer(x) for layer in offload.on_device()]
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_layers_of_two_forms_are_not_streamed():
     with pytest.raises(ValueError, match="one form"):
-        LayerStream([torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)], torch.device("cpu"))
+        LayerOffload([torch.nn.Linear(4, 4), torch.nn.Linear(4, 5)], torch.device("cpu"))
     with pytest.raises(ValueError, match="parameters alone"):
-        LayerStream([torch.nn.BatchNorm1d(4)], torch.device("cpu"))
+        LayerOffload([torch.nn.BatchNorm1d(4)], torch.device("cpu"))
 
 
 def test_a_streamed_layer_has_the_buffer_to_itself_until_the_next():
     layers = [torch.nn.Linear(3, 3) for _ in range(5)]
     expected = [layer.weight.detach().clone() for layer in layers]
-    stream = LayerStream(layers, torch.device("cpu"))
+    offload = LayerOffload(layers, torch.device("cpu"))
     for _ in range(2):
-        assert all(torch.equal(layer.weight, weight) for layer, weight in zip(stream.run(), expected, strict=True))
+        assert all(
+            torch.equal(layer.weight, weight) for layer, weight in zip(offload.on_device(), expected, strict=True)
+        )
 
 
 def test_what_lies_past_a_prompt_does_not_matter():

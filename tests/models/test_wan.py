@@ -358,12 +358,12 @@ def test_reset_parameters_forgets_what_was_loaded():
         ({"quant_linear": "on"}, "one of off, int8_block, int8_row, fp8_row, got 'on'"),
     ],
 )
-def test_impossible_configurations_are_refused(change, message):
+def test_impossible_configurations_raise(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
 
 
-def test_misshapen_inputs_are_refused():
+def test_misshapen_inputs_raise():
     model, (x, t, text) = perturbed(TINY), inputs(TINY)
     context = model.encode_context(text)
     with pytest.raises(ValueError, match=r"x_BCTHW must be \[B, 16, T, even H, even W\], got \[2, 16, 3, 8, 5\]"):

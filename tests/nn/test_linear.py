@@ -80,7 +80,7 @@ def test_reset_parameters_gives_a_weight_to_measure_with(kind):
     assert not layer.bias.any()
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="'int4' is not one of int8_block, int8_row, fp8_row"):
         linear(IN, OUT, kind="int4")
     with pytest.raises(ValueError, match=r"must be \[136, 200\], got \[200, 136\]"):

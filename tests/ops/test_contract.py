@@ -35,7 +35,7 @@ def test_dtype_tells_expected_and_given():
         check_dtype("op", q=torch.zeros(1), k=torch.zeros(1).double())
 
 
-def test_gradient_is_refused_only_where_one_would_be_lost():
+def test_a_gradient_raises_only_where_one_would_be_lost():
     x = torch.zeros(1, requires_grad=True)
     check_no_grad("op", x=x.detach())
     with torch.no_grad():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.checkpoint.files import TensorFile, locate, open_tensors, some
-from turbodiffusion.checkpoint.prefetch import ahead
+from turbodiffusion.checkpoint.prefetch import prefetch
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.ops.linear.int8 import BLOCK, dequantize_int8_block
 
@@ -154,10 +154,10 @@ class Checkpoint:
         return self._read(self._sources[name][0], *FLOATS).reshape(self.shapes[name])
 
     @contextmanager
-    def ahead(self, device: torch.device) -> Iterator["Checkpoint"]:
-        """The same on a GPU, its tensors under way before they are asked for: each once, in the order of `shapes`."""
+    def prefetch(self, device: torch.device) -> Iterator["Checkpoint"]:
+        """Give the same checkpoint with its tensors prefetched to a GPU: each once, in the order of `shapes`."""
         order = [stored for name in self.shapes for stored in self._sources[name]]
-        with ahead(self._file.read, order, device) as read:
+        with prefetch(self._file.read, order, device) as read:
             yield replace(self, _file=replace(self._file, read=read))
 
     def _read(self, stored: str, *dtypes: torch.dtype) -> Tensor:

@@ -93,7 +93,7 @@ def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missin
     slots, device = _slots(model), torch.device(device)
     allowed = _check(checkpoint, slots, allow_missing)
     rounded: list[Tensor] = []  # of each weight: the squares of its error and of itself, summed
-    reading = checkpoint.ahead(device) if device.type == "cuda" else nullcontext(checkpoint)
+    reading = checkpoint.prefetch(device) if device.type == "cuda" else nullcontext(checkpoint)
     with torch.no_grad(), reading as stored:
         for name in stored.shapes:
             slot = slots[name]

@@ -30,7 +30,7 @@ from turbodiffusion.inference.sampling import PredictVelocity
 from turbodiffusion.inference.stage_timer import StageTimer, current_device
 from turbodiffusion.media.image import load_image
 from turbodiffusion.memory import plan as memory
-from turbodiffusion.models.cuda_graphs import Graphs, Tensors
+from turbodiffusion.models.cuda_graphs import CudaGraphCache, Tensors
 from turbodiffusion.models.cuda_graphs import Result as Returned
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
@@ -80,7 +80,7 @@ class LoadedModel:
         self.load_seconds = 0.0
         self._experts, self._current = tuple(experts), placement.compute
         self._paths = dict(paths or {})
-        self._graphs, self.use_graphs, self._graphs_fit = Graphs(), False, True
+        self._graphs, self.use_graphs, self._graphs_fit = CudaGraphCache(), False, True
         self._graphs_size = (0, 0, 0)  # frames, height and width
 
     @property
@@ -188,7 +188,7 @@ class LoadedModel:
             compute.sparse and not self._current.sparse
         )
         old, self._experts = self._experts, ()
-        self._graphs.forget()
+        self._graphs.clear()
         timer = timer or StageTimer(None, self.device)
         with timer.run("load", self.preset.experts) as step:
             if old and not new_tensors:
@@ -242,7 +242,7 @@ class LoadedModel:
         size = (job.num_frames, job.height, job.width)
         self.use_graphs = plan.cuda_graphs and self._graphs_fit
         if size != self._graphs_size or not self.use_graphs:  # else they would keep the memory of two sizes
-            self._graphs.forget()
+            self._graphs.clear()
         self._graphs_size = size
         slow = memory.check_cpu_time(job, device, chosen=self.options.device != "auto")
         if slow is not None:
@@ -278,7 +278,7 @@ class LoadedModel:
 
     def drop_graphs(self) -> bool:
         """After an out-of-memory error: free the graphs. Returns whether they were in use and will be no more."""
-        self._graphs.forget()
+        self._graphs.clear()
         torch.cuda.empty_cache()
         used, self._graphs_fit = self.use_graphs, self._graphs_fit and not self.use_graphs
         return used
@@ -325,7 +325,7 @@ class LoadedModel:
         self, name: tuple[str, int], function: Callable[..., Returned], *inputs: Tensors, warmup: int = 1
     ) -> Returned:
         """`function(*inputs)`, replayed where the plan has CUDA graphs; `name` tells the functions apart."""
-        return self._graphs(name, function, *inputs, after=warmup) if self.use_graphs else function(*inputs)
+        return self._graphs(name, function, *inputs, warmup_calls=warmup) if self.use_graphs else function(*inputs)
 
 
 def _place(

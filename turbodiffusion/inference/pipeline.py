@@ -29,7 +29,7 @@ from turbodiffusion.inference.result import Result
 from turbodiffusion.inference.sampling import PredictVelocity, State, sample_flow, sample_rcm
 from turbodiffusion.inference.stage_timer import StageTimer, current_device
 from turbodiffusion.media import video
-from turbodiffusion.media.frames import fetch, new_frames
+from turbodiffusion.media.frames import copy_to_host, new_frames
 from turbodiffusion.media.image import adaptive_size, fit, load_image
 from turbodiffusion.memory.plan import Job
 from turbodiffusion.request import OnProgress, Request
@@ -237,7 +237,7 @@ class Pipeline:
             try:
                 with timer.run("vae_decode", latent_BCTHW.shape[2], wait=False) as step:
                     encoding = []
-                    for planes in fetch(model.vae.decode_chunks(latent_BCTHW), frames):
+                    for planes in copy_to_host(model.vae.decode_chunks(latent_BCTHW), frames):
                         encoding.append(pool.submit(encoder.add, planes))
                         if encoding[0].done():  # a failure is told now, not after all frames
                             encoding.pop(0).result()

@@ -15,7 +15,7 @@ from torch import Tensor
 from turbodiffusion.errors import OutputError
 
 FLAT = 4 / 127.5  # a video whose darkest and lightest values are nearer than this shows nothing
-AHEAD = 4  # chunks that a GPU has been given beyond the one that is waited for: as many as the VAE makes at once
+CHUNKS_IN_FLIGHT = 4  # that a GPU has been given beyond the one that is waited for: as many as the VAE makes at once
 
 
 # BT.709 (H.273, matrix 1): luma's weights, and blue's and red's distance from it at their most.
@@ -23,37 +23,37 @@ LUMA, BLUE, RED = (0.2126, 0.7152, 0.0722), 1.8556, 1.5748
 
 
 @dataclass(frozen=True)
-class _Coming:
-    """A chunk on its way into memory: its frames in 4:2:0, its smallest and largest value, and what to wait for."""
+class _PendingChunk:
+    """A chunk that is being copied: its frames in 4:2:0, its smallest and largest value, and what to wait for."""
 
     planes: Tensor
     range: Tensor  # float32 [2]
-    there: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
 
-    def arrive(self) -> tuple[float, float]:
-        if self.there is not None:
-            self.there.synchronize()
+    def wait(self) -> tuple[float, float]:
+        if self.copied is not None:
+            self.copied.synchronize()
         low, high = self.range.tolist()
         return low, high
 
 
 def new_frames(count: int, height: int, width: int, device: torch.device) -> Tensor:
-    """uint8 [F, H, W, 3] in memory to which `device` copies without help of the CPU."""
+    """Allocate uint8 [F, H, W, 3] in memory to which `device` copies without help of the CPU."""
     return torch.empty(count, height, width, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
-def fetch(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDArray[np.uint8]]:
-    """Write chunks [1, 3, n, H', W'] in [-1, 1], cut at the centre, into `frames`; yields each by `to_yuv420`.
+def copy_to_host(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDArray[np.uint8]]:
+    """Copy chunks [1, 3, n, H', W'] in [-1, 1], cut at the centre, into `frames`; yield each as `to_yuv420` gives it.
 
     Raises OutputError for values that are not finite, and at the end if all frames together are one flat colour.
     """
-    coming: deque[_Coming] = deque()
+    pending: deque[_PendingChunk] = deque()
     seen: list[tuple[float, float]] = []
     first = 0
 
     def wait() -> NDArray[np.uint8]:
-        chunk = coming.popleft()
-        seen.append(chunk.arrive())
+        chunk = pending.popleft()
+        seen.append(chunk.wait())
         if not np.isfinite(seen[-1]).all():
             raise OutputError(
                 "the VAE gave values that are not finite: its weights are damaged or too coarse in this dtype"
@@ -62,11 +62,11 @@ def fetch(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDArray[np.
 
     for chunk_BCFHW in chunks:
         last = first + chunk_BCFHW.shape[2]
-        coming.append(_send(chunk_BCFHW, frames_FHWC[first:last]))
+        pending.append(_send(chunk_BCFHW, frames_FHWC[first:last]))
         first = last
-        if len(coming) > (AHEAD if chunk_BCFHW.is_cuda else 0):
+        if len(pending) > (CHUNKS_IN_FLIGHT if chunk_BCFHW.is_cuda else 0):
             yield wait()
-    while coming:
+    while pending:
         yield wait()
     assert first == len(frames_FHWC), f"{first} frames came, {len(frames_FHWC)} were expected"
     # As pixels: what is beyond -1 and 1 on one side alone is flat too.
@@ -78,10 +78,10 @@ def fetch(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDArray[np.
 
 
 def to_yuv420(frames_FHWC: Tensor) -> Tensor:
-    """uint8 RGB as limited-range BT.709 in 4:2:0, uint8 [F, H * 3 / 2, W]: luma, then both chroma planes, row by row.
+    """Convert uint8 RGB [F, H, W, 3] to limited-range BT.709 in 4:2:0, uint8 [F, H * 3 / 2, W].
 
-    An odd last row or column is left out. Chroma is where H.264 has it by default: at every second column, and between
-    two rows.
+    Luma, then both chroma planes, row by row. An odd last row or column is left out. Chroma is where H.264 has it by
+    default: at every second column, and between two rows.
     """
     H, W = (side // 2 * 2 for side in frames_FHWC.shape[1:3])
     red, green, blue = frames_FHWC[:, :H, :W].float().div(255).unbind(-1)
@@ -94,7 +94,7 @@ def to_yuv420(frames_FHWC: Tensor) -> Tensor:
     return torch.cat(planes, 1).round().to(torch.uint8).unflatten(1, (-1, W))
 
 
-def _send(chunk_BCFHW: Tensor, frames_FHWC: Tensor) -> _Coming:
+def _send(chunk_BCFHW: Tensor, frames_FHWC: Tensor) -> _PendingChunk:
     height, width = frames_FHWC.shape[1:3]
     top, left = (chunk_BCFHW.shape[3] - height) // 2, (chunk_BCFHW.shape[4] - width) // 2
     cut_CFHW = chunk_BCFHW[0, :, :, top : top + height, left : left + width].float()
@@ -103,10 +103,10 @@ def _send(chunk_BCFHW: Tensor, frames_FHWC: Tensor) -> _Coming:
     frames_FHWC.copy_(pixels_FHWC, non_blocking=True)
     planes = to_yuv420(pixels_FHWC)
     if not chunk_BCFHW.is_cuda:
-        return _Coming(planes, range_2, None)
+        return _PendingChunk(planes, range_2, None)
     planes, range_2 = (
         torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True) for x in (planes, range_2)
     )
-    there = torch.cuda.Event()
-    there.record(torch.cuda.current_stream(chunk_BCFHW.device))
-    return _Coming(planes, range_2, there)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(chunk_BCFHW.device))
+    return _PendingChunk(planes, range_2, copied)

@@ -1,8 +1,8 @@
 """The umT5 text encoder, its tokenizer and the cleaning of prompts, as Wan uses them.
 
 `umt5.py` has the layers; this file has what Wan adds: prompts are cleaned, cut and padded to `text_len` tokens, and
-states past a prompt's end are zero. And it makes a prompt's encoding quick: padding is cut before it is computed, and a
-GPU replays the hundreds of launches of a length that comes again as one graph.
+prompt embeds past a prompt's end are zero. And it makes a prompt's encoding quick: padding is cut before it is
+computed, and a GPU replays the hundreds of launches of a repeated length as one graph.
 
 sentencepiece and ftfy are imported where they are used: a command that only prints help, or training from prompts that
 are clean already, should not pay for them or need them.
@@ -22,21 +22,21 @@ from torch.nn.functional import pad
 
 from turbodiffusion.config import TextConfig
 from turbodiffusion.errors import CheckpointError
-from turbodiffusion.models.cuda_graphs import Graphs
-from turbodiffusion.models.offload import LayerStream
-from turbodiffusion.models.umt5 import BUCKETS, Stack, buckets, spread, table
+from turbodiffusion.models.cuda_graphs import CudaGraphCache
+from turbodiffusion.models.offload import LayerOffload
+from turbodiffusion.models.umt5 import BUCKETS, Stack, empty_embedding, init_weights, relative_position_buckets
 
 __all__ = ["TextConfig", "TextEncoder", "Tokenizer", "clean_prompt", "train_tokenizer"]
 
 WORD_END = "||"  # no piece reaches across it, in the text that a vocabulary is trained on
 BETWEEN_HAN = r"(?<=[\u4e00-\u9fff])(?=[\u4e00-\u9fff])"
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2  # umT5's; it has no token for the beginning of a text
-# Prompts are computed at the first of these that holds them: few shapes to keep graphs of, few tokens for nothing.
+# Prompts are padded to the first of these that holds them: few shapes to keep graphs of, little padding.
 LENGTHS = (64, 128, 256, 512)
 
 
 def clean_prompt(text: str) -> str:
-    """The text with broken Unicode mended (ftfy), HTML entities resolved twice, each run of white space one blank."""
+    """Mend broken Unicode (ftfy), resolve HTML entities twice and make each run of white space one blank."""
     import ftfy
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
@@ -44,7 +44,7 @@ def clean_prompt(text: str) -> str:
 
 
 class Tokenizer:
-    """A SentencePiece vocabulary with umT5's special ids.
+    """Turn prompts into ids by a SentencePiece vocabulary with umT5's special ids.
 
     Raises CheckpointError when `path` is not a SentencePiece model or numbers its special tokens differently.
     """
@@ -72,9 +72,10 @@ class Tokenizer:
         return self._pieces.vocab_size()
 
     def __call__(self, prompts: Sequence[str], *, clean: bool = True) -> tuple[Tensor, Tensor]:
-        """Ids and mask, int64 [B, text_len] each; 1 in the mask marks a token. `</s>` ends every prompt, cut or not.
+        """Return ids and mask, int64 [B, text_len] each; 1 in the mask marks a token.
 
-        `clean=False` leaves out `clean_prompt`, for captions that a program wrote.
+        `</s>` ends every prompt, cut or not. `clean=False` leaves out `clean_prompt`, for captions that a program
+        wrote.
         """
         ids_BS = torch.full((len(prompts), self.text_len), PAD_ID, dtype=torch.int64)
         mask_BS = torch.zeros_like(ids_BS)
@@ -87,7 +88,9 @@ class Tokenizer:
 
 
 class TextEncoder(nn.Module):
-    """umT5's encoder stack. The state dict has transformers' names, the token table once, as `shared.weight`.
+    """Encode token ids to prompt embeds by umT5's encoder stack.
+
+    The state dict has transformers' names, the token table once, as `shared.weight`.
 
     Without a checkpoint the weights are random, spread as transformers spreads them. `device="meta"` allocates nothing.
     After `offload` the weights are in CPU memory and on the GPU two layers at a time, while a prompt is encoded.
@@ -98,53 +101,53 @@ class TextEncoder(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self._streamed: LayerStream | None = None
-        self._graphs = Graphs()
+        self._offloaded: LayerOffload | None = None
+        self._graphs = CudaGraphCache()
         self._captured_at = 0
         self._bucket_tables: dict[tuple[int, torch.device], Tensor] = {}
         with torch.device(device or "cpu"):
-            self.shared = table(config.vocab_size, config.d_model)
+            self.shared = empty_embedding(config.vocab_size, config.d_model)
             self.encoder = Stack(config)
             if not self.shared.weight.is_meta:
                 nn.init.normal_(self.shared.weight)
-                spread(self.encoder)
+                init_weights(self.encoder)
         self.to(dtype)
 
     def forward(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
-        """States [B, S, E] of token ids [B, S], in the weights' dtype and differentiable in them; 0 where mask is 0.
+        """Encode token ids [B, S] to prompt embeds [B, S, E], in the weights' dtype; 0 where mask is 0.
 
-        Under torch.inference_mode on a GPU, shapes that come again replay a CUDA graph; it is dropped when the encoder
-        moves or gets other tensors.
+        Differentiable in the weights. Under torch.inference_mode on a GPU, repeated shapes replay a CUDA graph; it is
+        dropped when the encoder moves or gets other tensors.
         """
         length = self._length(mask_BS)
         ids, mask = ids_BS[:, :length], mask_BS[:, :length]
-        if ids.is_cuda and torch.is_inference_mode_enabled() and self._streamed is None:
-            here = next(self.parameters()).data_ptr()
-            if here != self._captured_at:
-                self._forget()
-                self._captured_at = here
-            states_BSE = self._graphs("encode", self._encode, ids, mask)
+        if ids.is_cuda and torch.is_inference_mode_enabled() and self._offloaded is None:
+            address = next(self.parameters()).data_ptr()
+            if address != self._captured_at:
+                self._clear_caches()
+                self._captured_at = address
+            prompt_embeds_BSE = self._graphs("encode", self._encode, ids, mask)
         else:
-            states_BSE = self._encode(ids, mask)
-        return pad(states_BSE, (0, 0, 0, ids_BS.shape[1] - length))
+            prompt_embeds_BSE = self._encode(ids, mask)
+        return pad(prompt_embeds_BSE, (0, 0, 0, ids_BS.shape[1] - length))
 
     def offload(self, device: torch.device | str) -> None:
-        """Rest in CPU memory from now on, compute on `device`: the same operations, so the same states.
+        """Keep the weights in CPU memory from now on and compute on `device`: the same operations, so the same bits.
 
         The token table stays in CPU memory, where ids are looked up. For inference; the encoder cannot be moved again.
         """
-        self._forget()
+        self._clear_caches()
         self.shared.to("cpu")
         self.encoder.final_layer_norm.to(device)
-        self._streamed = LayerStream([*self.encoder.block], torch.device(device))
+        self._offloaded = LayerOffload([*self.encoder.block], torch.device(device))
 
     def _length(self, mask_BS: Tensor) -> int:
-        """The first of LENGTHS behind the last token; what is masked out takes part in nothing, so it need not be."""
+        """Return the first of LENGTHS that holds the last token: padding takes part in nothing, so it is cut."""
         whole = mask_BS.shape[1]
         if whole <= LENGTHS[0]:
             return whole
-        places = torch.arange(1, whole + 1, device=mask_BS.device)
-        needed = int((places * (mask_BS != 0)).max())
+        positions = torch.arange(1, whole + 1, device=mask_BS.device)
+        needed = int((positions * (mask_BS != 0)).max())
         return next((length for length in LENGTHS if needed <= length < whole), whole)
 
     def _encode(self, ids_BS: Tensor, mask_BS: Tensor) -> Tensor:
@@ -152,29 +155,29 @@ class TextEncoder(nn.Module):
         # One more bucket stands for what is masked out.
         buckets_BSS = pairs_SS.masked_fill(mask_BS[:, None] == 0, BUCKETS)
         x_BSE = self.shared(ids_BS.to(self.shared.weight.device)).to(ids_BS.device)
-        for block in self.encoder.block if self._streamed is None else self._streamed.run():
+        for block in self.encoder.block if self._offloaded is None else self._offloaded.on_device():
             x_BSE = block(x_BSE, buckets_BSS)
         return self.encoder.final_layer_norm(x_BSE).masked_fill(mask_BS[..., None] == 0, 0)
 
     def _buckets(self, length: int, device: torch.device) -> Tensor:
-        """The bucket of each pair of tokens [S, S]: the same in every layer, computed once a length."""
+        """Return the bucket of each pair of tokens, [S, S]: the same in every layer, computed once per length."""
         if torch.compiler.is_compiling():
-            return buckets(length, device)  # a constant of the compiled graph
+            return relative_position_buckets(length, device)  # a constant of the compiled graph
         if (length, device) not in self._bucket_tables:
             with torch.inference_mode(False):  # a tensor of inference mode could take no part in training later
-                self._bucket_tables[length, device] = buckets(length, device)
+                self._bucket_tables[length, device] = relative_position_buckets(length, device)
         return self._bucket_tables[length, device]
 
-    def _forget(self) -> None:
+    def _clear_caches(self) -> None:
         """Drop graphs and tables, which hold addresses of this device."""
-        self._graphs.forget()
+        self._graphs.clear()
         self._bucket_tables, self._captured_at = {}, 0
 
     def _apply(self, fn: Any, recurse: bool = True) -> "TextEncoder":
         """Called by `to`, `cuda`, `half` and the like."""
-        if self._streamed is not None:
+        if self._offloaded is not None:
             raise ValueError("a text encoder that was offloaded cannot be moved")
-        self._forget()
+        self._clear_caches()
         return super()._apply(fn, recurse)
 
 

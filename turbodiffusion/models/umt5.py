@@ -43,10 +43,13 @@ class Attention(nn.Module):
         self.num_heads, inner = config.num_heads, config.num_heads * config.d_kv
         self.q, self.k, self.v = (nn.Linear(config.d_model, inner, bias=False) for _ in range(3))
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.relative_attention_bias = table(BUCKETS, config.num_heads)
+        self.relative_attention_bias = empty_embedding(BUCKETS, config.num_heads)
 
     def forward(self, x_BSE: Tensor, buckets_BSS: Tensor) -> Tensor:
-        """buckets_BSS: of each pair of tokens, from `buckets`; BUCKETS itself for a pair that is masked out.
+        """Attend [B, S, E] to itself.
+
+        buckets_BSS: of each pair of tokens, from `relative_position_buckets`; BUCKETS itself for one that is masked
+        out.
 
         T5 does not divide scores by sqrt(D). The bias of a pair is its bucket's entry in the layer's table, [buckets,
         H].
@@ -100,13 +103,13 @@ class Stack(nn.Module):
         self.final_layer_norm = Norm(config.d_model)
 
 
-def table(rows: int, width: int) -> nn.Embedding:
-    """An embedding without values: PyTorch imports its compiler, for a second, to draw some on the meta device."""
+def empty_embedding(rows: int, width: int) -> nn.Embedding:
+    """Build an embedding without values: to draw some on the meta device PyTorch imports its compiler, for a second."""
     return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
 
 
 @torch.no_grad()
-def spread(stack: Stack) -> None:
+def init_weights(stack: Stack) -> None:
     """Draw the weights as transformers does: so that scores, which are not divided by sqrt(D), keep their size."""
     for module in stack.modules():
         if isinstance(module, Attention):
@@ -120,10 +123,10 @@ def spread(stack: Stack) -> None:
                 nn.init.normal_(part.weight, std=part.in_features**-0.5)
 
 
-def buckets(length: int, device: torch.device) -> Tensor:
-    """The bucket of each pair of tokens, int64 [S, S]: exact for near ones, logarithmic for those further apart."""
-    places = torch.arange(length, device=device)
-    distance = places[None] - places[:, None]
+def relative_position_buckets(length: int, device: torch.device) -> Tensor:
+    """Return the bucket of each pair of tokens, int64 [S, S]: exact for near ones, logarithmic for far ones."""
+    positions = torch.arange(length, device=device)
+    distance = positions[None] - positions[:, None]
     half = BUCKETS // 2
     exact = half // 2
     behind, distance = (distance > 0).long() * half, distance.abs()

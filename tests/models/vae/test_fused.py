@@ -83,14 +83,14 @@ def test_impl_and_chunk_are_chosen_at_construction(small, impl, latents_per_chun
     assert relative_l2(encoded, small.encode(video)) < 1e-5
 
 
-def test_unknown_choices_are_refused():
+def test_unknown_choices_raise():
     with pytest.raises(ValueError, match="unknown impl 'fast', expected 'reference' or 'triton'"):
         WanVAE(SMALL, device="meta", impl="fast")
     with pytest.raises(ValueError, match="latents_per_chunk is at least 1, got 0"):
         WanVAE(SMALL, device="meta", latents_per_chunk=0)
 
 
-def test_triton_without_a_gpu_is_refused(small, monkeypatch):
+def test_triton_without_a_gpu_raises(small, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     vae = WanVAE(SMALL, impl="triton")
     with pytest.raises(MachineError, match=r"impl 'triton' needs (weight on a GPU|the package triton)"):

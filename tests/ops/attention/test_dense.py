@@ -43,7 +43,7 @@ def test_bfloat16_is_within_one_percent(impl):
     assert relative_l2(out, dense_attention(*(x.double() for x in low), impl="reference")) < 0.01
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     q, k, v = attention_inputs(8, 64)
     with pytest.raises(ValueError, match=r"v_BSHD must be \[B=1, S=8, H=2, D=64\], got \[1, 7, 2, 64\]"):
         dense_attention(q, k, v[:, :7])

@@ -76,7 +76,7 @@ def test_strided_bfloat16():
     assert torch.equal(sage_attention(strided(q), strided(k), strided(v)), out)
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     q, k, v = attention_inputs(8, 64)
     with pytest.raises(ValueError, match=r"v_BSHD must be \[B=1, S=8, H=2, D=64\], got \[1, 7, 2, 64\]"):
         sage_attention(q, k, v[:, :7])

@@ -50,7 +50,7 @@ def test_strided_input():
     assert torch.equal(sage_sparse_attention(strided(q), strided(k), strided(v), kept), expected)
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     q, k, v = attention_inputs(300, 64)
     kept = block_map(q, k, topk=0.5)
     with pytest.raises(ValueError, match=r"sage_sparse_attention: map_BHNK must be \[B, H, N=3, K<=5\]"):

@@ -232,7 +232,7 @@ def test_linear_attention_averages_the_values():
     torch.testing.assert_close(linear_attention(q, k, v), v * weights / (1e-5 + weights), **EXACT)
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     q, k, v = attention_inputs(300, 64)
     kept = block_map(q, k, topk=0.5)
     weight, bias = projection(64)

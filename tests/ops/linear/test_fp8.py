@@ -50,7 +50,7 @@ def test_leading_dimensions_strides_and_dtype():
     assert fp8_row_linear(x.bfloat16(), *quantized, None).dtype == torch.bfloat16
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     x, weight, bias = linear_inputs(4, 256, 300)
     values, scale = quantize_fp8_row(weight)
     with pytest.raises(ValueError, match=r"x_MK must be \[M, K=256\], got \[4, 255\]"):

@@ -121,7 +121,7 @@ def test_leading_dimensions_strides_and_dtype(kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_refusals(kind):
+def test_invalid_arguments_raise(kind):
     quantize, linear = FORMATS[kind]
     x, weight, bias = linear_inputs(4, 256, 300)
     values, scale = quantize(weight)
@@ -139,7 +139,7 @@ def test_refusals(kind):
         linear(x.requires_grad_(), values, scale, bias)
 
 
-def test_dequantization_refuses_scales_that_do_not_fit():
+def test_dequantization_raises_for_scales_that_do_not_fit():
     values, scale = quantize_int8_block(torch.randn(200, 300))
     with pytest.raises(ValueError, match=r"dequantize_int8_block: scale must be \[2, 3\], got \[3, 2\]"):
         dequantize_int8_block(values, scale.T)

@@ -39,7 +39,7 @@ def test_strided_input():
     )
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     x, shift, scale = tensors()
     with pytest.raises(ValueError, match=r"shift_BM must be \[B=3, M=96\], got \[96\]"):
         modulated_layer_norm(x, shift[0], scale, 1e-6)

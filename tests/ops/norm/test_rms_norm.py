@@ -30,7 +30,7 @@ def test_large_values_do_not_overflow_in_half_precision():
     assert (rms_norm(x, torch.ones(64), 1e-6) == 1).all()
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     x = torch.randn(2, 96)
     with pytest.raises(ValueError, match=r"weight must be \[M\] for x \[..., M\], got \[64\] for \[2, 96\]"):
         rms_norm(x, torch.ones(64), 1e-6)

@@ -55,7 +55,7 @@ def test_angles_keep_their_precision_far_from_the_origin():
     assert angles[position, pair].item() == pytest.approx(position * 10000 ** (-2 * pair / 24), rel=1e-15)
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     x = torch.randn(1, 24, 2, 64)
     with pytest.raises(ValueError, match="head_dim must be even and at least 6, got 7"):
         rope_angles(GRID, 7)

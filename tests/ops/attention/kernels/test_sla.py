@@ -122,7 +122,7 @@ def test_impl_triton_of_the_parts(poisoned):
     assert relative_l2(sage_attention(q, k, v, impl="triton"), sage_attention(q, k, v)) < BOUNDS["int8"]
 
 
-def test_refusals(monkeypatch):
+def test_invalid_arguments_raise(monkeypatch):
     q, k, v = attention_inputs(130, 64, heads=1, device=DEVICE)
     kept = block_map(q, k, topk=0.7)
     for op in (sparse_attention, sage_sparse_attention):

@@ -48,7 +48,7 @@ def test_pairs_of_blocks(topk, poisoned):
     assert relative_l2(lse, expected_lse) < FLOAT32
 
 
-def test_more_warps_than_rows_are_refused():
+def test_more_warps_than_rows_raise():
     q, k, v = attention_inputs(8, 64, device=DEVICE)
     with pytest.raises(ValueError, match="64 rows take at most 4 warps, got 8"):
         both(q, k, v, 64, 64, num_warps=8)
@@ -88,7 +88,7 @@ def test_large_scores_stay_finite(poisoned):
     assert relative_l2(lse, expected_lse) < FLOAT32
 
 
-def test_sizes_that_the_kernel_does_not_take_are_refused():
+def test_sizes_that_the_kernel_does_not_take_raise():
     q, k, v = attention_inputs(8, 48, device=DEVICE)
     kept = torch.zeros(1, 2, 1, 1, dtype=torch.int32, device=DEVICE)
     with pytest.raises(

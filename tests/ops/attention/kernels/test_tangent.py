@@ -69,7 +69,7 @@ def test_dual_tensors_carry_it_through_dense_attention(impl, which):
         assert relative_l2(actual, expected) < 2e-6
 
 
-def test_refusals():
+def test_invalid_arguments_raise():
     x = inputs(4, 64)
     with forward_ad.dual_level(), pytest.raises(ValueError, match="has no gradient, but q_BLHD requires one"):
         dense_attention(forward_ad.make_dual(x[0].clone().requires_grad_(), x[3]), *x[1:3])

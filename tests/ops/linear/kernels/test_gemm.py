@@ -194,7 +194,7 @@ def test_no_rows(kind):
     assert linear(torch.empty(2, 0, 64, device=DEVICE), *quantize(weight), bias, impl="triton").shape == (2, 0, 16)
 
 
-def test_refusals(monkeypatch):
+def test_invalid_arguments_raise(monkeypatch):
     x, weight, bias = on_device(*linear_inputs(4, 64, 24))
     values, scale = quantize_int8_row(weight)
     with pytest.raises(ValueError, match="N and K to be multiples of 16, got 24 and 64; use 'reference'"):
@@ -212,7 +212,7 @@ def test_refusals(monkeypatch):
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_row_linear_refuses_what_does_not_agree(impl):
+def test_per_token_linear_raises_for_what_does_not_agree(impl):
     x, weight, bias = on_device(*linear_inputs(6, 64, 16))
     x8, w8 = quantize_per_token(x, torch.int8), quantize_per_token(weight, torch.int8)
 

@@ -134,7 +134,7 @@ def test_norm_and_rope_round_once_to_bfloat16():
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_refusals(impl):
+def test_invalid_arguments_raise(impl):
     buffer, weight_q, weight_k, cos_sin = qkv(5)
     with pytest.raises(ValueError, match=r"cos_sin must be \[2, 5, 12\], got \[2, 4, 12\]"):
         norm_rope_qk(buffer, weight_q, weight_k, cos_sin[:, :4], 4, EPS, impl=impl)
@@ -150,7 +150,7 @@ def test_refusals(impl):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_kernels_refuse_a_gradient_and_float64(op):
+def test_kernels_raise_for_a_gradient_and_float64(op):
     x, a, b = tensors(5)
     with pytest.raises(ValueError, match="impl 'triton': has no gradient, but x"):
         OPS[op](x.requires_grad_(), a, b, impl="triton")

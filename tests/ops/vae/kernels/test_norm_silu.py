@@ -179,7 +179,7 @@ def test_convolution_to_few_channels_in_bfloat16():
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
-def test_refusals(impl):
+def test_invalid_arguments_raise(impl):
     x, rest = everything(2, 3, 4, 5, 12)
     for name, wrong, message in (
         ("gamma_C", torch.ones(11, device=DEVICE), r"gamma_C must be \[12\], got \[11\]"),
@@ -197,7 +197,7 @@ def test_refusals(impl):
         conv3d_few_channels(x[:, :2], weight, torch.ones(3, device=DEVICE), impl=impl)
 
 
-def test_kernels_refuse_a_gradient_and_float64():
+def test_kernels_raise_for_a_gradient_and_float64():
     x, rest = everything(1, 1, 2, 2, 12)
     with pytest.raises(ValueError, match="impl 'triton': has no gradient, but x"):
         norm_silu(x.requires_grad_(), **rest, cache_frames=2, impl="triton")
