@@ -39,9 +39,11 @@ FRONT = {"av", "typer", "rich", "ftfy"}
 FRONT_OF = {
     f"{PACKAGE}.media.video": {"av"},
     f"{PACKAGE}.inference.pipeline": {"av"},
-    f"{PACKAGE}.cli.main": FRONT,
+    f"{PACKAGE}.cli.main": {"typer", "rich"},
     f"{PACKAGE}.cli.train": {"typer"},
-    f"{PACKAGE}.cli.doctor": {"typer", "rich"},
+    f"{PACKAGE}.cli.options": {"typer"},
+    f"{PACKAGE}.cli.progress": {"rich"},
+    **{f"{PACKAGE}.cli.{name}": {"typer", "rich"} for name in ("help", "doctor", "bench")},
 }
 
 

@@ -1,7 +1,7 @@
 """Requests: what is refused and in which words, what is filled in, and the way through JSON."""
 
 import json
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from turbodiffusion.errors import OutputError, RequestError
 from turbodiffusion.inference.result import Result
 from turbodiffusion.presets import MODELS, find_model
-from turbodiffusion.request import MAX_SEED, WAN_NEGATIVE_PROMPT, Request, made_size
+from turbodiffusion.request import MAX_SEED, WAN_NEGATIVE_PROMPT, Request, field_specs, made_size
 
 T2V, I2V, DEMO = find_model("wan2.1-t2v-14b"), find_model("wan2.2-i2v-a14b"), find_model("demo")
 TEACHER = replace(DEMO, name="teacher", sampler="flow", shift=5.0, guidance=6.0, num_steps=50)
@@ -75,6 +75,7 @@ def test_resolving_twice_changes_nothing(preset):
         (TEACHER, {"num_steps": 201}, "takes 1 to 200, 50 by default"),
         (T2V, {"sigma_max": 3.0}, r"sigma_max 3 is not above the schedule's next level, 14\.10"),
         (T2V, {"sigma_max": -1.0, "num_steps": 1}, "sigma_max -1"),
+        (T2V, {"sigma_max": 1e300}, r"sigma_max 1e\+300: at most 10000, 80 by default"),
         (T2V, {"resolution": "32x480"}, "32x480 is too small: .* 64x480 is the nearest"),
         (T2V, {"resolution": "8000x480"}, "too large: .* 1920x480 is the nearest"),
         (T2V, {"resolution": "0x0"}, "64x64 is the nearest"),
@@ -83,6 +84,10 @@ def test_resolving_twice_changes_nothing(preset):
         (T2V, {"resolution": "854x"}, "854x"),
         (T2V, {"aspect_ratio": "16x9"}, "did you mean '16:9'"),
         (T2V, {"resolution": "854x480", "aspect_ratio": "16:9"}, "goes with a named resolution"),
+        (T2V, {"aspect_ratio": "16:10"}, "did you mean '16:9'.* for another shape give the resolution as WxH"),
+        (T2V, {"quant_linear": "True"}, "did you mean 'on'"),
+        (T2V, {"quant_linear": "False"}, "did you mean 'off'"),
+        (T2V, {"attention_type": "slaa"}, "did you mean 'sla'"),
         (T2V, {"seed": -1}, f"seed -1: 0 .* to {MAX_SEED}"),
         (T2V, {"seed": MAX_SEED + 1}, "seed"),
         (T2V, {"image": "cat.png"}, "makes videos from text alone"),
@@ -125,11 +130,66 @@ def test_the_ends_of_the_ranges_are_allowed(fields):
         ({"sigma_max": float("nan")}, "sigma_max: a finite number"),
         ({"prompt": None}, "prompt: text is needed"),
         ({"attention_type": None}, "attention_type: text is needed"),
+        ({"model": ""}, "model is empty: .* leave it out"),
+        ({"resolution": ""}, "resolution is empty"),
+        ({"seed": 10**5000}, "seed: a number of so many digits"),
+        ({"sigma_max": 10**400}, "sigma_max: a number of so many digits"),
     ],
 )
 def test_fields_have_types(fields, words):
     with pytest.raises(RequestError, match=words):
         ask(**fields)
+
+
+def test_dense_attention_is_stored_as_original():
+    assert ask(attention_type="dense") == ask(attention_type="original")
+    assert ask(attention_type="dense").resolve(T2V).attention_type == "original"
+
+
+def test_every_field_describes_itself():
+    specs = {spec.name: spec for spec in field_specs()}
+    assert list(specs) == [field.name for field in fields(Request)]
+    for spec in specs.values():
+        assert spec.type in (str, int, float, bool)
+        assert spec.group in ("what", "how", "run")
+        assert spec.applies in ("all", "distilled", "teacher", "two_experts", "image", "sparse")
+        assert spec.help.render("en") != spec.help.render("zh")
+        assert (spec.low is None) == (spec.high is None) == (spec.type not in (int, float) or spec.low is None)
+    assert specs["sla_topk"].type is float and specs["prompt"].default is MISSING
+    assert (specs["num_frames"].low, specs["num_frames"].high) == (5, 161)
+    assert specs["num_steps"].model_defaults == {"demo": 30, **dict.fromkeys(list(MODELS)[1:], 4)}
+
+
+@pytest.mark.parametrize("preset", [*MODELS.values(), TEACHER], ids=lambda preset: preset.name)
+def test_ranges_and_choices_of_the_fields_hold_what_a_model_takes_by_default(preset):
+    resolved = ask(image="cat.png" if preset.task == "i2v" else None).resolve(preset)
+    for spec in field_specs():
+        value = getattr(resolved, spec.name)
+        if value is not None and spec.low is not None:
+            assert spec.low <= value <= spec.high, spec.name
+        if value is not None and spec.choices:
+            assert value in spec.choices, spec.name
+
+
+@pytest.mark.parametrize(
+    ("resolution", "words"),
+    [
+        ("854x480", "854x480 is made as 864x480 and cut; 480p at 16:9 is 832x480"),
+        ("1280x704", "720p at 16:9 is 1280x720"),
+        ("832x480", None),
+        ("480p", None),
+        ("512x512", None),
+    ],
+)
+def test_who_asks_for_nearly_a_named_size_is_told_the_name(resolution, words):
+    notices = [str(notice) for notice in ask(resolution=resolution).notices(T2V)]
+    assert len(notices) == (words is not None) and all(words in notice for notice in notices)
+
+
+def test_a_refusal_in_chinese():
+    with pytest.raises(RequestError) as error:
+        ask(num_frames=80).resolve(T2V)
+    assert error.value.code == "request.num_frames" and "最接近的是 81" in error.value.text.render("zh")
 
 
 def test_a_whole_number_is_a_number_and_a_path_is_text():
@@ -168,19 +228,19 @@ def test_8_bit_linears_by_name():
 
 def test_what_a_model_does_not_use_is_told_and_left_out():
     r = ask(negative_prompt="blur", guidance=5, shift=3.0, boundary=0.9, adaptive_resolution=True)
-    assert [n.split()[0] for n in r.notices(T2V)] == [
+    assert [str(n).split()[0] for n in r.notices(T2V)] == [
         "negative_prompt",
         "guidance",
         "shift",
         "boundary",
         "adaptive_resolution",
     ]
-    assert "wan2.1-t2v-14b is distilled and runs without guidance" in r.notices(T2V)[0]
+    assert "wan2.1-t2v-14b is distilled and runs without guidance" in str(r.notices(T2V)[0])
     resolved = r.resolve(T2V)
     assert (resolved.negative_prompt, resolved.guidance, resolved.boundary) == (None, None, None)
     assert resolved.adaptive_resolution is False
     teacher = ask(sigma_max=80.0, ode=True, sla_topk=0.2, attention_type="sage")
-    assert [n.split()[0] for n in teacher.notices(TEACHER)] == ["sigma_max", "ode", "sla_topk"]
+    assert [str(n).split()[0] for n in teacher.notices(TEACHER)] == ["sigma_max", "sla_topk", "ode"]
 
 
 def test_json_names_what_it_does_not_know():

@@ -4,6 +4,8 @@ Sources: the Wan reports (arXiv 2503.20314) and TurboDiffusion (arXiv 2512.16093
 The demo model is inside this package; its folder's model.json is the truth about it once it is loaded.
 """
 
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -11,6 +13,7 @@ from difflib import get_close_matches
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import RequestError
 from turbodiffusion.memory.weights import text_bytes, transformer_bytes, vae_bytes
+from turbodiffusion.texts import Text, text
 
 # width, height
 SIZES = {
@@ -200,12 +203,12 @@ MODELS = {
 
 def find_model(name: str) -> ModelPreset:
     """The preset of that name, case apart. Raises RequestError naming the nearest."""
-    return MODELS[_find("model", name, MODELS)]
+    return MODELS[_find("preset.model", name, MODELS)]
 
 
 def find_recipe(name: str) -> Recipe:
     """The recipe of that name, case apart. Raises RequestError naming the nearest."""
-    return RECIPES[_find("recipe", name, RECIPES)]
+    return RECIPES[_find("preset.recipe", name, RECIPES)]
 
 
 def size_for(resolution: str, aspect_ratio: str) -> tuple[int, int]:
@@ -216,15 +219,28 @@ def size_for(resolution: str, aspect_ratio: str) -> tuple[int, int]:
     width, cross, height = resolution.lower().partition("x")
     if cross and width.isdecimal() and height.isdecimal():
         return int(width), int(height)
-    sizes = SIZES[_find("resolution", resolution, SIZES, also="a size as 854x480")]
-    return sizes[_find("aspect ratio", aspect_ratio, sizes)]
+    sizes = SIZES[_find("preset.resolution", resolution, SIZES)]
+    return sizes[_find("preset.aspect_ratio", aspect_ratio, sizes)]
 
 
-def _find(kind: str, name: str, known: Iterable[str], also: str = "") -> str:
-    """`name` as it is known. Raises RequestError with the nearest known name first, then all."""
+def _find(code: str, name: str, known: Iterable[str]) -> str:
+    """`name` as it is known. Raises RequestError, its sentence by `code`, with the nearest known name first."""
     known = tuple(known)
     if name.lower() in known:
         return name.lower()
-    near = get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise RequestError(f"unknown {kind} {name!r}: {hint}there are {', '.join(known)}{f', or {also}' if also else ''}")
+    near = _nearest(name, known)
+    hint: Text | str = text("preset.did_you_mean", name=near) if near else ""
+    raise RequestError(code, name=name, hint=hint, known=known)
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str | None:
+    """The known name that looks most alike; of 16:10 the nearest shape, 16:9."""
+    shape = re.fullmatch(r"([1-9]\d{0,3})[:x/]([1-9]\d{0,3})", name)
+    if shape and all(":" in ratio for ratio in known):
+        return min(known, key=lambda ratio: abs(math.log(int(shape[1]) / int(shape[2]) / _quotient(ratio))))
+    return next(iter(get_close_matches(name.lower(), known, n=1)), None)
+
+
+def _quotient(ratio: str) -> float:
+    width, height = ratio.split(":")
+    return int(width) / int(height)

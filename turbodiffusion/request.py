@@ -1,25 +1,31 @@
-"""What a user may ask for (`Request`, checked once and used by every front end), what is reported while it is made
-(`Progress`), and what comes back (`Result`).
+"""What a user may ask for (`Request`, checked once and used by every front end) and what is reported while it is made
+(`Progress`).
 
 A resolved request is complete: it is stored inside the video that it made and makes the same one again on the same
-device.
+device. Its fields describe themselves: `field_specs` is what the command line's options are made of.
 """
 
 import json
 import math
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from turbodiffusion.config import ATTENTION_KINDS, LINEAR_KINDS, SPARSE_ATTENTION, TextConfig
 from turbodiffusion.errors import RequestError
-from turbodiffusion.presets import ModelPreset, size_for
-from turbodiffusion.schedules import rcm_times
+from turbodiffusion.presets import MODELS, SIZES, ModelPreset, size_for
+from turbodiffusion.schedules import RCM_MID_ANGLES
+from turbodiffusion.texts import Text, text
 
 MAX_SEED = 2**32 - 1  # fits every language's JSON and a file name
 MAX_FLOW_STEPS = 200
+MAX_RCM_STEPS = len(RCM_MID_ANGLES) + 1
+MIN_SIGMA_MAX = math.tan(RCM_MID_ANGLES[0])  # the noise level of the second step: the first is above it
+MAX_SIGMA_MAX = 10_000.0
 SIDES = (64, 1920)  # pixels
 WAN_FRAMES = (33, 161)  # what Wan was trained for and what its users ask for
 OWN_FRAMES = (5, 161)  # of a model that this package trained
@@ -31,46 +37,111 @@ WAN_NEGATIVE_PROMPT = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
     "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
-_KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+# What people type who know the option as true or false.
+_QUANT_WORDS = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "none": "off", "0": "off"}
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """What a front end says of one field: an option's help, a form's control, a schema's entry.
+
+    group: "what" to make, "how" to make it, where to "run" it. applies: "all" models, or "distilled", "teacher",
+    "two_experts", "image" (image to video), "sparse" (sparse attention). low and high are the widest that any model
+    takes; `Request.resolve` checks a model's own.
+    """
+
+    name: str
+    type: type  # str, int, float or bool
+    default: Any  # dataclasses.MISSING: it must be given
+    help: Text
+    group: str
+    applies: str = "all"
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    placeholder: str = ""  # what stands for a value in a help line or an empty form: FILE, WxH
+
+    @property
+    def model_defaults(self) -> dict[str, Any]:
+        """The default of each named model that has one, where the request's own is the model's."""
+        values = {name: getattr(preset, self.name, None) for name, preset in MODELS.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def about(help: str, group: str, applies: str = "all", **rest: Any) -> dict[str, Any]:
+    """Return the metadata of a field: the code of its help, and what FieldSpec says of `rest`."""
+    return {"help": text(help), "group": group, "applies": applies, **rest}
 
 
 @dataclass(frozen=True)
 class Request:
     """One video to make. None and "auto" mean the model's own default; seed 0 draws one.
 
-    Building one checks the types of its fields, `resolve` all the rest; both raise RequestError, one clear line.
+    Building one checks the types of its fields and that there is a prompt, `resolve` all the rest; both raise
+    RequestError, one clear line.
+    attention_type "dense" becomes "original", its name in files.
     """
 
-    prompt: str
-    negative_prompt: str | None = None  # the undistilled teacher's only
-    image: str | Path | None = None  # path of the first frame, for image to video
-    model: str | None = None  # None: the model that the pipeline holds
-    resolution: str | None = None  # a name that the model knows ("480p") or "WxH"
-    aspect_ratio: str | None = None  # of a named resolution
-    num_frames: int | None = None
-    num_steps: int | None = None
-    seed: int = 0
-    sigma_max: float | None = None  # distilled models' first noise level
-    guidance: float | None = None  # the teacher's
-    shift: float | None = None  # of the teacher's times
-    attention_type: str = "auto"
-    sla_topk: float | None = None
-    quant_linear: str = "auto"
-    boundary: float | None = None  # flow time at which the low-noise expert takes over
-    ode: bool = False
-    adaptive_resolution: bool = False
+    prompt: str = field(metadata=about("field.prompt", "what"))
+    negative_prompt: str | None = field(default=None, metadata=about("field.negative_prompt", "what", "teacher"))
+    image: str | Path | None = field(
+        default=None, metadata=about("field.image", "what", "image", placeholder="FILE")
+    )  # path of the first frame
+    model: str | None = field(
+        default=None, metadata=about("field.model", "what", placeholder="NAME")
+    )  # None: the model that the pipeline holds
+    resolution: str | None = field(
+        default=None, metadata=about("field.resolution", "what", placeholder="SIZE")
+    )  # a name that the model knows ("480p") or "WxH"
+    aspect_ratio: str | None = field(
+        default=None, metadata=about("field.aspect_ratio", "what", choices=tuple(SIZES["480p"]), placeholder="W:H")
+    )  # of a named resolution
+    num_frames: int | None = field(
+        default=None, metadata=about("field.num_frames", "what", low=OWN_FRAMES[0], high=OWN_FRAMES[1])
+    )
+    num_steps: int | None = field(default=None, metadata=about("field.num_steps", "how", low=1, high=MAX_FLOW_STEPS))
+    seed: int = field(default=0, metadata=about("field.seed", "what", low=0, high=MAX_SEED))
+    sigma_max: float | None = field(
+        default=None, metadata=about("field.sigma_max", "how", "distilled", low=0, high=MAX_SIGMA_MAX)
+    )  # distilled models' first noise level
+    guidance: float | None = field(default=None, metadata=about("field.guidance", "how", "teacher", low=0, high=100))
+    shift: float | None = field(default=None, metadata=about("field.shift", "how", "teacher", low=0.1, high=100))
+    attention_type: str = field(
+        default="auto", metadata=about("field.attention_type", "how", choices=("auto", *ATTENTION_KINDS))
+    )
+    sla_topk: float | None = field(default=None, metadata=about("field.sla_topk", "how", "sparse", low=0, high=1))
+    quant_linear: str = field(
+        default="auto", metadata=about("field.quant_linear", "how", choices=("auto", "on", *LINEAR_KINDS))
+    )
+    boundary: float | None = field(
+        default=None, metadata=about("field.boundary", "how", "two_experts", low=0.5, high=1)
+    )  # flow time at which the low-noise expert takes over
+    ode: bool = field(default=False, metadata=about("field.ode", "how", "distilled"))
+    adaptive_resolution: bool = field(default=False, metadata=about("field.adaptive_resolution", "what", "image"))
 
     def __post_init__(self) -> None:
         if isinstance(self.image, Path):
             object.__setattr__(self, "image", str(self.image))
-        for name, hint in get_type_hints(type(self)).items():
-            kinds, value = get_args(hint) or (hint,), getattr(self, name)
-            if float in kinds and type(value) is int:
-                object.__setattr__(self, name, float(value))
-            elif type(value) not in kinds:
-                raise RequestError(f"{name}: {_KIND_NAMES[kinds[0]]} is needed, not {value!r}")
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise RequestError(f"{name}: a finite number is needed, not {value}")
+        for spec in field_specs(Request):
+            self._check_type(spec, getattr(self, spec.name))
+        if not self.prompt.strip():
+            raise RequestError("request.prompt_empty")
+        if self.attention_type == "dense":
+            object.__setattr__(self, "attention_type", "original")
+
+    def _check_type(self, spec: FieldSpec, value: Any) -> None:
+        if value is None and spec.default is None:
+            return
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise RequestError("request.number_too_large", field=spec.name)
+        if spec.type is float and type(value) is int:
+            object.__setattr__(self, spec.name, float(value))
+        elif type(value) is not spec.type:
+            raise RequestError("request.type", field=spec.name, type=text(f"type.{spec.type.__name__}"), value=value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise RequestError("request.not_finite", field=spec.name, value=value)
+        elif value == "" and spec.name in ("image", "model", "resolution", "aspect_ratio"):
+            raise RequestError("request.empty", field=spec.name)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -84,14 +155,12 @@ class Request:
         Seed 0 becomes a drawn one. quant_linear "auto" and "on" stay: the pipeline knows the GPU. Resolving twice
         changes nothing. RequestError is one line with the nearest thing that works.
         """
-        if not self.prompt.strip():
-            raise RequestError('the prompt is empty; say what to see, as "an orange cat runs through a garden"')
         if preset.task == "i2v" and self.image is None:
-            raise RequestError(f"{preset.name} starts from an image: give one with image, or take a t2v model")
+            raise RequestError("request.image_missing", model=preset.name)
         if preset.task == "t2v" and self.image is not None:
-            raise RequestError(f"{preset.name} makes videos from text alone: leave the image out, or take an i2v model")
+            raise RequestError("request.image_unused", model=preset.name)
         if not 0 <= self.seed <= MAX_SEED:
-            raise RequestError(f"seed {self.seed}: 0 (draw one) to {MAX_SEED}")
+            raise RequestError("request.seed", value=self.seed, high=MAX_SEED)
         changes: dict[str, Any] = {
             "model": self.model or preset.name,
             "num_frames": _frames(self.num_frames, preset),
@@ -102,55 +171,65 @@ class Request:
         }
         if preset.experts == 2:
             changes["boundary"] = _boundary(self.boundary, preset)
-        for name in self._unused(preset):
-            changes[name] = False if name in _SWITCHES else None
+        for spec, _ in self._unused(preset):
+            changes[spec.name] = spec.default
         return replace(self, **changes)
 
-    def notices(self, preset: ModelPreset) -> tuple[str, ...]:
-        """What was asked for and this model does not use, one sentence each."""
-        unused = self._unused(preset).items()
-        return tuple(f"{name} is ignored: {why}" for name, why in unused if getattr(self, name) not in (None, False))
+    def notices(self, preset: ModelPreset) -> tuple[Text, ...]:
+        """Return what was asked for and this model does not use, one sentence each."""
+        unused = [
+            text("request.ignored", field=spec.name, reason=reason)
+            for spec, reason in self._unused(preset)
+            if getattr(self, spec.name) != spec.default
+        ]
+        return (*unused, *filter(None, [_not_named(self.resolution)]))
 
-    def _unused(self, preset: ModelPreset) -> dict[str, str]:
-        """The fields without a meaning for a model, and why."""
-        unused: dict[str, str] = {}
+    def _unused(self, preset: ModelPreset) -> list[tuple[FieldSpec, Text]]:
+        """Return the fields without a meaning for a model, and why."""
+        reasons: dict[str, Text] = {}
         if preset.sampler == "rcm":
-            reason = f"{preset.name} is distilled and runs without guidance"
-            unused |= dict.fromkeys(("negative_prompt", "guidance", "shift"), reason)
+            reasons["teacher"] = text("request.distilled", model=preset.name)
         else:
-            unused |= dict.fromkeys(("sigma_max", "ode"), f"{preset.name} is not distilled and follows the flow ODE")
+            reasons["distilled"] = text("request.not_distilled", model=preset.name)
         if preset.experts == 1:
-            unused["boundary"] = f"{preset.name} has one network for all noise levels"
+            reasons["two_experts"] = text("request.one_expert", model=preset.name)
         if preset.task == "t2v":
-            unused["adaptive_resolution"] = f"{preset.name} starts from no image whose shape could be followed"
+            reasons["image"] = text("request.no_image", model=preset.name)
         attention = _attention(self.attention_type, preset)
         if attention not in SPARSE_ATTENTION:
-            unused["sla_topk"] = f"attention {attention!r} looks at every block"
-        return unused
+            reasons["sparse"] = text("request.not_sparse", attention=attention)
+        return [(spec, reasons[spec.applies]) for spec in field_specs(Request) if spec.applies in reasons]
 
     def to_json(self) -> str:
         """Every field, in one line."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str | bytes | Mapping[str, Any]) -> "Request":
+    def from_json(cls, source: str | bytes | Mapping[str, Any]) -> "Request":
         """Back from `to_json`, or from what a JSON parser made of it. RequestError names unknown fields."""
         try:
-            values = text if isinstance(text, Mapping) else json.loads(text)
-        except ValueError as error:
-            raise RequestError(f"not a request in JSON: {error}") from None
+            values = source if isinstance(source, Mapping) else json.loads(source)
+        except (ValueError, RecursionError) as error:
+            raise RequestError("request.not_json", reason=error) from None
         if not isinstance(values, Mapping):
-            raise RequestError(f"not a request in JSON: an object is needed, not {type(values).__name__}")
-        known = [field.name for field in fields(cls)]
+            raise RequestError("request.not_object", type=type(values).__name__)
+        known = [f.name for f in fields(cls)]
         unknown = [str(name) for name in values if name not in known]
         if unknown:
-            raise RequestError(f"unknown field {', '.join(unknown)}; a request has {', '.join(known)}")
+            raise RequestError("request.unknown_field", fields=unknown, known=known)
         if "prompt" not in values:
-            raise RequestError("prompt is missing")
+            raise RequestError("request.prompt_missing")
         return cls(**values)
 
 
-_SWITCHES = ("ode", "adaptive_resolution")
+@cache
+def field_specs(cls: type = Request) -> tuple[FieldSpec, ...]:
+    """Return the specification of each field of a dataclass whose fields carry `about` as metadata."""
+    hints = get_type_hints(cls)
+    return tuple(
+        FieldSpec(f.name, (get_args(hints[f.name]) or (hints[f.name],))[0], f.default, **f.metadata)
+        for f in fields(cls)
+    )
 
 
 def made_size(width: int, height: int) -> tuple[int, int]:
@@ -164,7 +243,9 @@ def _frames(num_frames: int | None, preset: ModelPreset) -> int:
     step = preset.vae.time_factor
     nearest = min(max(round((count - 1) / step) * step + 1, low), high)
     if count != nearest:
-        raise RequestError(f"{count} frames: {preset.name} makes {low} to {high}, {step}k+1; {nearest} is the nearest")
+        raise RequestError(
+            "request.num_frames", value=count, model=preset.name, low=low, high=high, step=step, nearest=nearest
+        )
     return count
 
 
@@ -172,18 +253,36 @@ def _size(request: Request, preset: ModelPreset) -> dict[str, Any]:
     resolution = request.resolution or preset.resolution
     named = "x" not in resolution.lower()
     if not named and request.aspect_ratio:
-        raise RequestError(
-            f"aspect_ratio {request.aspect_ratio} goes with a named resolution (480p, 720p); {resolution} is a size: "
-            "give the one you want as WxH"
-        )
+        raise RequestError("request.aspect_ratio", value=request.aspect_ratio, resolution=resolution)
     aspect_ratio = request.aspect_ratio or preset.aspect_ratio if named else None
     width, height = size_for(resolution, aspect_ratio or "")
     low, high = SIDES
     if not (low <= width <= high and low <= height <= high):
         nearest = f"{min(max(width, low), high)}x{min(max(height, low), high)}"
-        what = "small" if min(width, height) < low else "large"
-        raise RequestError(f"{resolution} is too {what}: sides are {low} to {high} pixels; {nearest} is the nearest")
+        code = "request.too_small" if min(width, height) < low else "request.too_large"
+        raise RequestError(code, resolution=resolution, low=low, high=high, nearest=nearest)
     return {"resolution": resolution.lower(), "aspect_ratio": aspect_ratio}
+
+
+def _not_named(resolution: str | None) -> Text | None:
+    """Tell who asks for 854x480 what the models call 480p; None for a size that is not nearly a named one."""
+    if resolution is None or "x" not in resolution.lower():
+        return None
+    width, height = size_for(resolution, "")
+    for name, sizes in SIZES.items():
+        for aspect_ratio, (w, h) in sizes.items():
+            near = max(abs(width - w) / w, abs(height - h) / h)
+            if 0 < near <= 0.03:
+                made = "x".join(map(str, made_size(width, height)))
+                return text(
+                    "request.not_named",
+                    size=resolution,
+                    name=name,
+                    aspect_ratio=aspect_ratio,
+                    named_size=f"{w}x{h}",
+                    made=made,
+                )
+    return None
 
 
 def _sampling(request: Request, preset: ModelPreset) -> dict[str, Any]:
@@ -191,22 +290,28 @@ def _sampling(request: Request, preset: ModelPreset) -> dict[str, Any]:
     if preset.sampler == "rcm":
         sigma_max = preset.sigma_max if request.sigma_max is None else request.sigma_max
         assert sigma_max is not None
-        try:
-            rcm_times(steps, sigma_max)
-        except ValueError as error:
-            raise RequestError(f"{preset.name}: {error}") from None
+        if not 1 <= steps <= MAX_RCM_STEPS:
+            raise RequestError("request.num_steps_distilled", value=steps, model=preset.name, high=MAX_RCM_STEPS)
+        low, default = MIN_SIGMA_MAX if steps > 1 else 0.0, preset.sigma_max
+        if sigma_max <= low:
+            raise RequestError("request.sigma_max_small", value=sigma_max, model=preset.name, low=low, default=default)
+        if sigma_max > MAX_SIGMA_MAX:
+            high = MAX_SIGMA_MAX
+            raise RequestError(
+                "request.sigma_max_large", value=sigma_max, model=preset.name, high=high, default=default
+            )
         return {"num_steps": steps, "sigma_max": sigma_max}
     if not 1 <= steps <= MAX_FLOW_STEPS:
         raise RequestError(
-            f"num_steps {steps}: {preset.name} takes 1 to {MAX_FLOW_STEPS}, {preset.num_steps} by default"
+            "request.num_steps", value=steps, model=preset.name, high=MAX_FLOW_STEPS, default=preset.num_steps
         )
     shift = preset.shift if request.shift is None else request.shift
     guidance = preset.guidance if request.guidance is None else request.guidance
     assert shift is not None and guidance is not None
     if not 0.1 <= shift <= 100:
-        raise RequestError(f"shift {shift:g}: 0.1 to 100, {preset.shift:g} by default")
+        raise RequestError("request.shift", value=shift, default=preset.shift)
     if not 0 <= guidance <= 100:
-        raise RequestError(f"guidance {guidance:g}: 0 to 100, {preset.guidance:g} by default; 1 is none")
+        raise RequestError("request.guidance", value=guidance, default=preset.guidance)
     negative = request.negative_prompt
     if negative is None:
         # A model with its own small text encoder learned guidance from captions left out.
@@ -216,33 +321,43 @@ def _sampling(request: Request, preset: ModelPreset) -> dict[str, Any]:
 
 def _attention(kind: str, preset: ModelPreset) -> str:
     if kind != "auto" and kind not in ATTENTION_KINDS:
-        raise RequestError(f"attention_type {kind!r}: there are auto, {', '.join(ATTENTION_KINDS)}")
+        raise unknown_choice("attention_type", kind, ("auto", *ATTENTION_KINDS))
     return preset.transformer.attention_type if kind == "auto" else kind
 
 
 def _kinds(request: Request, preset: ModelPreset) -> dict[str, Any]:
     topk = preset.transformer.sla_topk if request.sla_topk is None else request.sla_topk
     if not 0 < topk <= 1:
-        raise RequestError(f"sla_topk {topk:g}: the part of the blocks that is kept, over 0 and up to 1, as 0.1")
-    if request.quant_linear not in ("auto", "on", *LINEAR_KINDS):
-        raise RequestError(f"quant_linear {request.quant_linear!r}: there are auto, on, {', '.join(LINEAR_KINDS)}")
+        raise RequestError("request.sla_topk", value=topk)
+    known = ("auto", "on", *LINEAR_KINDS)
+    if request.quant_linear not in known:
+        raise unknown_choice("quant_linear", request.quant_linear, known, _QUANT_WORDS)
     return {"attention_type": _attention(request.attention_type, preset), "sla_topk": topk}
+
+
+def unknown_choice(
+    name: str, value: str, known: Sequence[str], other_words: Mapping[str, str] | None = None
+) -> RequestError:
+    """Return the error of a word that is none of `known`: it names the nearest, or what `other_words` has for it."""
+    near = (other_words or {}).get(value.lower()) or next(iter(get_close_matches(value.lower(), known, n=1)), None)
+    if near is None:
+        return RequestError("request.choice", field=name, value=value, choices=known)
+    return RequestError("request.choice_near", field=name, value=value, choices=known, near=near)
 
 
 def _boundary(boundary: float | None, preset: ModelPreset) -> float | None:
     value = preset.boundary if boundary is None else boundary
     if value is None or not 0.5 <= value <= 1:
-        raise RequestError(
-            f"boundary {value}: the time of the low-noise network is 0.5 to 1, {preset.boundary} by default"
-        )
+        raise RequestError("request.boundary", value=value, default=preset.boundary)
     return value
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` of `total` steps of a stage (load, text, image, diffusion, decode, encode) are done.
+    """`step` of `total` steps of a stage are done.
 
-    seconds_left: of this stage, measured from its own steps; None until the first is done.
+    stage: load, download, text_encode, image_encode, denoise, vae_decode or mp4_encode. seconds_left: of this stage,
+    measured from its own steps; None until the first is done.
     """
 
     stage: str

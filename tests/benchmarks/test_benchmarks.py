@@ -7,8 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from turbodiffusion.cli import doctor as upkeep
-from turbodiffusion.cli import main as cli
+from turbodiffusion.cli import bench, progress
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.evaluation import result_file as results
 from turbodiffusion.inference.result import Result
@@ -17,9 +16,9 @@ from turbodiffusion.request import Request
 
 @pytest.fixture(scope="module")
 def end_to_end():
-    if not upkeep.BENCHMARKS.is_dir():
+    if not bench.BENCHMARKS.is_dir():
         pytest.skip("no checkout")
-    return upkeep._script(upkeep.BENCHMARKS / "end_to_end.py")
+    return bench._script(bench.BENCHMARKS / "end_to_end.py")
 
 
 def test_random_weights_make_a_video_that_is_finite_and_not_flat(end_to_end, tmp_path):
@@ -44,7 +43,7 @@ def test_random_weights_make_a_video_that_is_finite_and_not_flat(end_to_end, tmp
 def test_the_scripts_aim_at_the_targets_of_the_result_file(end_to_end, tmp_path):
     pytest.importorskip("triton", reason="Triton is not installed")
     expected = results.REQUIRED["h200.json"]
-    attention = upkeep._script(upkeep.BENCHMARKS / "attention.py")
+    attention = bench._script(bench.BENCHMARKS / "attention.py")
     assert set(attention.HEADLINES) < set(expected) and end_to_end.PEAK in expected
     forwards = [f"{slow}.{end_to_end.MODEL}.forward_ms" for slow in ("original", "tuned")]
     diffusions = [f"e2e.{end_to_end.MODEL}.{steps}steps.diffusion_s" for steps in (4, 2)]
@@ -65,6 +64,6 @@ def test_the_stages_of_a_cold_process_are_read_from_what_it_prints(end_to_end):
     request = Request("a cat (of 2.5 years, large)", num_steps=4, seed=3)
     result = Result(request, np.zeros((5, 16, 16, 3), np.uint8), b"", "cat.mp4", spent, ())
     log = io.StringIO()
-    Console(file=log, width=40).print(cli._summary(result, 15.2), soft_wrap=True)
+    Console(file=log, width=40).print(progress.summary(result, 15.2), soft_wrap=True)
     found = end_to_end.printed_stages("load 3/3\ndone nothing\n" + log.getvalue())
     assert found == pytest.approx(spent)

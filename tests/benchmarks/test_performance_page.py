@@ -6,17 +6,17 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from turbodiffusion.cli import doctor as upkeep
+from turbodiffusion.cli import bench
 from turbodiffusion.evaluation.result_file import Row, write_results
 
-ROOT = upkeep.BENCHMARKS.parent
+ROOT = bench.BENCHMARKS.parent
 
 
 @pytest.fixture(scope="module")
 def command():
-    if not upkeep.BENCHMARKS.is_dir():
+    if not bench.BENCHMARKS.is_dir():
         pytest.skip("no checkout")
-    return upkeep._script(upkeep.BENCHMARKS / "performance_page.py")
+    return bench._script(bench.BENCHMARKS / "performance_page.py")
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import re
 import pytest
 import torch
 
-from turbodiffusion.cli import doctor as upkeep
+from turbodiffusion.cli import bench
+from turbodiffusion.cli import doctor as doctor_command
 from turbodiffusion.cli import main as cli
 from turbodiffusion.config import REFERENCE, Kernels
 from turbodiffusion.errors import MachineError
@@ -260,7 +261,7 @@ def test_a_narrow_terminal_gets_what_fits(gpu, capsys, monkeypatch):
     gpu(*RIGHT, long)
     lines = run(capsys, "doctor")[1].splitlines()  # into a file
     assert any(re.match(r"quantized_modulated.*tokens, 16 +int8 and .*over memory", line) for line in lines)
-    monkeypatch.setattr(upkeep.Console, "is_terminal", True)
+    monkeypatch.setattr(doctor_command.Console, "is_terminal", True)
     _, out, _ = run(capsys, "doctor")
     assert "one pass over memory" not in out and "a terminal of 140 columns" in out
     (line,) = (line for line in out.splitlines() if line.startswith("product"))
@@ -321,16 +322,16 @@ def test_bench_refuses(capsys, arguments, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_bench_without_a_gpu_is_one_line(capsys):
-    if not upkeep.BENCHMARKS.is_dir():
+    if not bench.BENCHMARKS.is_dir():
         pytest.skip("no checkout")
-    for group in upkeep.SCRIPTS:
+    for group in bench.SCRIPTS:
         code, out, err = run(capsys, "bench", group)
         assert (code, out) == (2, "") and err.startswith(f"error: bench {group} ") and err.count("\n") == 1
         assert "NVIDIA GPU" in err and "--check" in err
 
 
 def test_bench_runs_the_scripts_of_a_checkout(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(upkeep, "BENCHMARKS", tmp_path)
+    monkeypatch.setattr(bench, "BENCHMARKS", tmp_path)
     monkeypatch.setattr(doctor, "unsupported_reason", lambda here: None)
     code, _, err = run(capsys, "bench", "ops")
     assert code == 2 and "ops.py, attention.py" in err and "clone the repository" in err
@@ -343,8 +344,8 @@ def test_bench_runs_the_scripts_of_a_checkout(capsys, tmp_path, monkeypatch):
 
 def test_the_scripts_that_bench_names_take_arguments():
     """Those that are there; each is a module whose main(arguments) returns an exit code."""
-    for script in sum(upkeep.SCRIPTS.values(), ()):
-        path = upkeep.BENCHMARKS / script
+    for script in sum(bench.SCRIPTS.values(), ()):
+        path = bench.BENCHMARKS / script
         assert not path.exists() or "def main(arguments: Sequence[str] | None = None) -> int:" in path.read_text()
 
 

@@ -2,191 +2,82 @@
 
 Results go to stdout (the path of a video is alone on its line, for scripts), everything else to stderr. A user's error
 is one line and exit code 2, Ctrl-C is exit code 130; an unexpected error keeps its traceback. PyTorch is imported
-inside the commands that need it, so that `--help` answers at once.
+inside the commands that need it, so that help, a list and a refusal come at once.
 """
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from turbodiffusion import __version__
-from turbodiffusion.cli.doctor import bench, doctor, warmup
+from turbodiffusion.cli.bench import bench, warmup
+from turbodiffusion.cli.doctor import doctor
+from turbodiffusion.cli.help import NARROW, Command, Group
+from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, check_device, takes
+from turbodiffusion.cli.progress import Display, size, summary
 from turbodiffusion.cli.train import app as train
 from turbodiffusion.cli.train import evaluate
 from turbodiffusion.errors import OutputError, RequestError, UserError
+from turbodiffusion.presets import MODELS, find_recipe
+from turbodiffusion.request import Request
+from turbodiffusion.texts import Text, set_language, text
 
 if TYPE_CHECKING:
     from turbodiffusion.inference.pipeline import Pipeline
-    from turbodiffusion.inference.result import Result
     from turbodiffusion.presets import HubFile
-    from turbodiffusion.request import Progress, Request
 
+_EXTRA_ARGUMENTS = {"allow_extra_args": True}
 app = typer.Typer(
-    help="Make videos from text or a picture with the Wan models, in a few steps.\n\n"
-    'Start with:  turbodiffusion generate "an orange cat runs to the right through a sunny garden"',
+    cls=Group,
+    help="cli.program",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(train, name="train")
-app.command()(evaluate)
-app.command()(doctor)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
-app.command()(warmup)
 # typer has no name for its usage errors' class, which is click's or its own by version
 _UsageError: Any = typer.BadParameter.__base__
 
-# ---- the words of a request; help texts name the defaults, first Wan's, which fill what is not given ----
 
-_WHAT, _HOW, _RUN = "What to make", "How to make it", "Where and what to write"
-
-
-def _option(name: str, help: str, panel: str, metavar: str | None = None) -> Any:
-    return typer.Option(name, help=help, rich_help_panel=panel, metavar=metavar, show_default=False)
-
-
-Negative = Annotated[str | None, _option("--negative-prompt", "What to avoid; undistilled models.", _WHAT, "TEXT")]
-Image = Annotated[Path | None, _option("--image", "First frame; image-to-video models.", _WHAT, "FILE")]
-Model = Annotated[str | None, _option("--model", "Name, folder or file (demo).", _WHAT, "NAME")]
-Resolution = Annotated[str | None, _option("--resolution", "480p, 720p or WxH (demo: 256x256).", _WHAT, "SIZE")]
-Aspect = Annotated[str | None, _option("--aspect-ratio", "16:9 (Wan), 9:16, 4:3, 3:4, 1:1 (demo).", _WHAT, "W:H")]
-Adaptive = Annotated[bool | None, _option("--adaptive-resolution", "Take the image's shape.", _WHAT, "")]
-Frames = Annotated[int | None, _option("--num-frames", "4k+1 to 161, 16 a second (81; demo: 33).", _WHAT, "N")]
-Seed = Annotated[int | None, _option("--seed", "Same seed, same video; 0 draws one (0).", _WHAT, "N")]
-Recipe = Annotated[str | None, _option("--recipe", "draft, refine, final: steps and topk.", _HOW, "NAME")]
-Steps = Annotated[int | None, _option("--num-steps", "1 to 4 (4); undistilled: more (demo: 30).", _HOW, "N")]
-SigmaMax = Annotated[float | None, _option("--sigma-max", "First noise (80; from an image 200).", _HOW, "X")]
-Guidance = Annotated[float | None, _option("--guidance", "Pull to prompt; undistilled (demo: 4).", _HOW, "X")]
-Shift = Annotated[float | None, _option("--shift", "Of the time steps; undistilled (demo: 3).", _HOW, "X")]
-Boundary = Annotated[float | None, _option("--boundary", "Time of the second expert (0.9).", _HOW, "X")]
-Ode = Annotated[bool | None, _option("--ode/--sde", "Sharper or more robust (--sde).", _HOW, "")]
-Attention = Annotated[str | None, _option("--attention-type", "auto, original, sla, sage, sagesla.", _HOW, "KIND")]
-Topk = Annotated[float | None, _option("--sla-topk", "Part of the blocks kept (0.1).", _HOW, "X")]
-Quant = Annotated[str | None, _option("--quant-linear", "auto, off, on, int8_block, ...", _HOW, "KIND")]
-Device = Annotated[str, _option("--device", "auto, cpu, cuda or cuda:1 (auto).", _RUN, "NAME")]
-OffloadText = Annotated[str, _option("--offload-text", "Text encoder in CPU memory: auto, on, off.", _RUN, "WHEN")]
-MaxMemory = Annotated[float | None, _option("--max-memory", "GiB of the GPU to use, where it is shared.", _RUN, "N")]
-Output = Annotated[Path, _option("--output", "Folder for the video (outputs).", _RUN, "FOLDER")]
-Sheet = Annotated[bool, _option("--contact-sheet", "Also write a PNG of some frames.", _RUN, "")]
-Quiet = Annotated[bool, _option("--quiet", "Print nothing but the path.", _RUN, "")]
-
-
-@app.command(context_settings={"allow_extra_args": True})
-def generate(
-    context: typer.Context,
-    prompt: Annotated[str | None, typer.Argument(help="What to see; English or Chinese.", show_default=False)] = None,
-    negative_prompt: Negative = None,
-    prompts_file: Annotated[
-        Path | None, _option("--prompts-file", "Several prompts, one a line.", _WHAT, "FILE")
-    ] = None,
-    image: Image = None,
-    model: Model = None,
-    resolution: Resolution = None,
-    aspect_ratio: Aspect = None,
-    adaptive_resolution: Adaptive = None,
-    num_frames: Frames = None,
-    seed: Seed = None,
-    recipe: Recipe = None,
-    num_steps: Steps = None,
-    sigma_max: SigmaMax = None,
-    guidance: Guidance = None,
-    shift: Shift = None,
-    boundary: Boundary = None,
-    ode: Ode = None,
-    attention_type: Attention = None,
-    sla_topk: Topk = None,
-    quant_linear: Quant = None,
-    device: Device = "auto",
-    offload_text: OffloadText = "auto",
-    max_memory: MaxMemory = None,
-    output: Output = Path("outputs"),
-    contact_sheet: Sheet = False,
-    quiet: Quiet = False,
-) -> None:
-    """Make a video from a prompt.
-
-    turbodiffusion generate "a red balloon rises over a green meadow" --seed 42
-
-    turbodiffusion generate "一只橙色的猫向右奔跑" --contact-sheet
-
-    turbodiffusion generate "a cat surfs" --model wan2.1-t2v-1.3b --recipe draft
-
-    turbodiffusion generate --prompts-file prompts.txt --output outputs/monday
-    """
-    from turbodiffusion.request import Request
-
+@app.command("generate", cls=Command, help="cli.generate", context_settings=_EXTRA_ARGUMENTS)
+@takes("prompt", "prompts_file", *MAKING)
+def generate(context: typer.Context, *, prompt: str | None, prompts_file: Path | None, **options: Any) -> None:
+    """Make a video from a prompt, or several from a file of prompts."""
     if context.args:
-        raise RequestError(f'put the prompt in quotes: turbodiffusion generate "{prompt} {" ".join(context.args)}"')
-    if prompt is not None and prompts_file is None:
+        raise RequestError("cli.unquoted_prompt", prompt=" ".join([prompt or "", *context.args]))
+    if prompt is not None and prompts_file is not None:
+        raise RequestError("cli.two_prompts")
+    if prompt is not None:
         prompts = [prompt]
-    elif prompts_file is not None and prompt is None:
+    elif prompts_file is not None:
         prompts = _read_prompts(prompts_file)
     else:
-        both = "" if prompt is None else ", not both"
-        raise RequestError(f'give one prompt, turbodiffusion generate "a red balloon rises", or a --prompts-file{both}')
-    words = _request_words(context.params)
-    requests = [Request(**{**words, "prompt": text}) for text in prompts]
-    machine = {"device": device, "offload_text": offload_text, "max_memory": max_memory}
-    _make(requests, recipe, machine, output, contact_sheet, quiet)
+        raise RequestError("cli.no_prompt")
+    fields = _given_fields(options)
+    _make([Request(prompt=each, **fields) for each in prompts], options)
 
 
-@app.command()
-def again(
-    context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A video that turbodiffusion made.", metavar="FILE.mp4")],
-    prompt: Annotated[str | None, _option("--prompt", "Another prompt.", _WHAT, "TEXT")] = None,
-    negative_prompt: Negative = None,
-    image: Image = None,
-    model: Model = None,
-    resolution: Resolution = None,
-    aspect_ratio: Aspect = None,
-    adaptive_resolution: Adaptive = None,
-    num_frames: Frames = None,
-    seed: Seed = None,
-    recipe: Recipe = None,
-    num_steps: Steps = None,
-    sigma_max: SigmaMax = None,
-    guidance: Guidance = None,
-    shift: Shift = None,
-    boundary: Boundary = None,
-    ode: Ode = None,
-    attention_type: Attention = None,
-    sla_topk: Topk = None,
-    quant_linear: Quant = None,
-    device: Device = "auto",
-    offload_text: OffloadText = "auto",
-    max_memory: MaxMemory = None,
-    output: Output = Path("outputs"),
-    contact_sheet: Sheet = False,
-    quiet: Quiet = False,
-) -> None:
-    """Repeat a video from the request inside it, bit for bit on the same device; options change what they name.
-
-    turbodiffusion again outputs/t2v_42_Demo_20251224_153000.mp4 --recipe final
-    """
-    from dataclasses import replace
-
-    words = _request_words(context.params)
-    if "x" in words.get("resolution", "").lower():
-        words.setdefault("aspect_ratio", None)  # the stored one goes with the stored name, not with a size
-    request = replace(_stored_request(file), **words)
-    machine = {"device": device, "offload_text": offload_text, "max_memory": max_memory}
-    _make([request], recipe, machine, output, contact_sheet, quiet)
+@app.command("again", cls=Command, help="cli.again")
+@takes("file", "prompt_option", *MAKING)
+def again(context: typer.Context, *, file: Path, prompt_option: str | None, **options: Any) -> None:
+    """Repeat a video from the request inside it, bit for bit on the same device; options change what they name."""
+    fields = _given_fields({**options, "prompt": prompt_option})
+    if "x" in fields.get("resolution", "").lower():
+        fields.setdefault("aspect_ratio", None)  # the stored one goes with the stored name, not with a size
+    _make([replace(_stored_request(file), **fields)], options)
 
 
-@app.command()
-def info(
-    file: Annotated[Path, typer.Argument(help="A video that turbodiffusion made.", metavar="FILE.mp4")],
-    json: Annotated[bool, typer.Option("--json", help="The request as JSON, for scripts.")] = False,
-) -> None:
+@app.command("info", cls=Command, help="cli.info")
+@takes("file", "json")
+def info(context: typer.Context, *, file: Path, json: bool) -> None:
     """Show the request that a video was made from."""
     request = _stored_request(file)
     if json:
@@ -199,80 +90,71 @@ def info(
     Console(highlight=False).print(table)
 
 
-@app.command()
-def convert(
-    source: Annotated[Path, typer.Argument(help="Weights of any family: a file or a folder.")],
-    target: Annotated[Path, typer.Argument(help="A folder, or one part as FILE.safetensors.")],
-    quantize: Annotated[str | None, _option("--quantize", "int8_block stores 8-bit weights.", _HOW, "KIND")] = None,
-) -> None:
-    """Write a checkpoint as safetensors that load by themselves.
-
-    turbodiffusion convert TurboWan2.1-T2V-1.3B-480P.pth turbo.safetensors --quantize int8_block
-
-    turbodiffusion convert Wan2.1-T2V-1.3B/ models/wan
-    """
+@app.command("convert", cls=Command, help="cli.convert")
+@takes("source", "target", "quantize")
+def convert(context: typer.Context, *, source: Path, target: Path, quantize: str | None) -> None:
+    """Write a checkpoint as safetensors that load by themselves."""
     from turbodiffusion.checkpoint.convert import convert
 
     start = time.perf_counter()
     try:
-        with Console(stderr=True).status(f"converting {escape(str(source))}"):
+        with Console(stderr=True).status(escape(str(text("cli.converting", path=source)))):
             convert(source, target, quantize=quantize)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
-    size = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
-    summary = f"[green]done[/] {_size(size)} in {time.perf_counter() - start:.1f} s"
-    Console(stderr=True, highlight=False).print(summary, soft_wrap=True)
+        raise OutputError("cli.cannot_write", path=target, reason=error.strerror or error) from error
+    count = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
+    written = text("cli.written", size=size(count), seconds=time.perf_counter() - start)
+    Console(stderr=True, highlight=False).print(f"[green]{text('progress.done')}[/] {written}", soft_wrap=True)
     print(target)
 
 
-@app.command()
-def models() -> None:
+@app.command("models", cls=Command, help="cli.models")
+@takes()
+def models(context: typer.Context) -> None:
     """List the models that have a name, and whether their files are on this machine."""
-    from turbodiffusion.presets import MODELS
-
     console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("name", no_wrap=True)
-    table.add_column("makes", overflow="fold", min_width=8)
-    for title in ("frames", "steps", "files", "here"):
-        table.add_column(title, no_wrap=title == "files")
-    if console.width >= 110:
-        table.add_column("what")
+    titles = ("name", "makes", "frames", "steps", "files", "here", "title")
+    rows = []
     for preset in MODELS.values():
         files = preset.files()
-        row = [
-            f"[bold]{preset.name}[/]",
-            f"{preset.width}x{preset.height} from {'a picture' if preset.task == 'i2v' else 'text'}",
-            str(preset.num_frames),
-            str(preset.num_steps),
-            _size(sum(file.bytes for file in files)) if files else "inside",
-            _here(files),
-            preset.title,
-        ]
-        table.add_row(*row[: len(table.columns)])
+        made = text(
+            "models.from_image" if preset.task == "i2v" else "models.from_text",
+            size=f"{preset.width}x{preset.height}",
+        )
+        bytes_ = size(sum(file.bytes for file in files)) if files else text("models.inside")
+        cells = (made, preset.num_frames, preset.num_steps, bytes_, _here(files), preset.title)
+        rows.append([preset.name, *map(str, cells)])
+    if console.width < NARROW:
+        for row in rows:
+            console.print(f"[bold]{row[0]}[/]")
+            console.print("  " + str(text("models.line", **dict(zip(titles, row, strict=True)))))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    shown = titles if console.width >= 110 else titles[:-1]
+    for title in shown:
+        folds = title in ("makes", "title")
+        table.add_column(str(text(f"models.{title}")), no_wrap=not folds, overflow="fold", min_width=8 if folds else 0)
+    for row in rows:
+        table.add_row(f"[bold]{row[0]}[/]", *row[1 : len(shown)])
     console.print(table)
 
 
-def _here(files: Sequence["HubFile"]) -> str:
+def _here(files: Sequence["HubFile"]) -> Text:
     """Whether files are in the hub's cache: yes, no, or how many of them."""
     from huggingface_hub import try_to_load_from_cache
 
     there = sum(isinstance(try_to_load_from_cache(file.repo, file.path), str) for file in files)
-    return "[green]yes[/]" if there == len(files) else f"{there} of {len(files)}" if there else "no"
+    if there in (0, len(files)):
+        return text("models.yes") if there == len(files) else text("models.no")
+    return text("models.some", there=there, total=len(files))
 
 
-def _request_words(params: dict[str, Any]) -> dict[str, Any]:
+def _given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options given that are fields of a request, with a recipe's values under those given by name."""
-    from dataclasses import fields
-
-    from turbodiffusion.presets import find_recipe
-    from turbodiffusion.request import Request
-
-    names = {field.name for field in fields(Request)}
-    given = {name: value for name, value in params.items() if name in names and value is not None}
-    if params["recipe"] is None:
+    given = {name: options[name] for name in FIELDS if options.get(name) is not None}
+    if options["recipe"] is None:
         return given
-    recipe = find_recipe(params["recipe"])
+    recipe = find_recipe(options["recipe"])
     return {"num_steps": recipe.num_steps, "sla_topk": recipe.sla_topk, **given}
 
 
@@ -280,67 +162,66 @@ def _read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise RequestError(f"the prompts file {path} cannot be read: {error.strerror}") from None
+        raise RequestError("cli.prompts_unreadable", path=path, reason=error.strerror) from None
     except UnicodeDecodeError:
-        raise RequestError(f"the prompts file {path} is not text in UTF-8; save it as UTF-8") from None
+        raise RequestError("cli.prompts_not_utf8", path=path) from None
     prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
-        raise RequestError(f"the prompts file {path} has no prompt; write one a line")
+        raise RequestError("cli.prompts_empty", path=path)
     return prompts
 
 
-def _stored_request(file: Path) -> "Request":
+def _stored_request(file: Path) -> Request:
     from turbodiffusion.media import video
-    from turbodiffusion.request import Request
 
     metadata = video.read_metadata(file)
     if "request" not in metadata:
-        raise UserError(f"{file} holds no request")
+        raise UserError("cli.no_request", path=file)
     return Request.from_json(metadata["request"])
 
 
-# ---- making videos, and telling how far they are ----
+# ---- making videos ----
 
 
-def _make(
-    requests: Sequence["Request"],
-    recipe: str | None,
-    machine: Mapping[str, Any],
-    output: Path,
-    sheet: bool,
-    quiet: bool,
-) -> None:
+def _make(requests: Sequence[Request], options: Mapping[str, Any]) -> None:
     """Load the model once, make the videos one after the other, print each path on stdout."""
-    stderr = Console(stderr=True, quiet=quiet, highlight=False)
-    with _Display(stderr, "load") as display:
-        pipeline = _load(requests, recipe, machine, output, display)
+    check_device(options["device"])
+    folder, name = _output(options["output"], len(requests))
+    from turbodiffusion.media import video
+
+    stderr = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    with Display(stderr, "load") as display:
+        pipeline = _load(requests, options, folder, display)
     if pipeline.model.device.type == "cuda":
-        stderr.print(f"memory {escape(str(pipeline.model.memory_plan))}", soft_wrap=True)
+        stderr.print(escape(str(text("cli.memory", plan=pipeline.model.memory_plan))), soft_wrap=True)
     for number, request in enumerate(requests, 1):
         if len(requests) > 1:
             stderr.print(f"[bold]{number}/{len(requests)}[/] {escape(request.prompt)}", soft_wrap=True)
         start = time.perf_counter()
-        with _Display(stderr) as display:
-            result = pipeline.generate(
-                request,
-                on_progress=display,
-                on_notice=lambda notice: stderr.print(f"[yellow]note:[/] {escape(str(notice))}", soft_wrap=True),
-            )
-        path = result.save(output)
-        if sheet:
-            sheet_path = result.contact_sheet(path.with_suffix(".png"))
-            stderr.print(f"contact sheet {escape(str(sheet_path))}", soft_wrap=True)
-        stderr.print(_summary(result, time.perf_counter() - start), soft_wrap=True)
+        with Display(stderr) as display:
+            result = pipeline.generate(request, on_progress=display, on_notice=lambda notice: _note(stderr, notice))
+        path = video.save(result.mp4, folder, name or result.name)
+        if options["contact_sheet"]:
+            sheet = result.contact_sheet(path.with_suffix(".png"))
+            stderr.print(escape(str(text("cli.contact_sheet", path=sheet))), soft_wrap=True)
+        stderr.print(summary(result, time.perf_counter() - start), soft_wrap=True)
         print(path, flush=True)
 
 
-def _load(
-    requests: Sequence["Request"],
-    recipe: str | None,
-    machine: Mapping[str, Any],
-    output: Path,
-    on_progress: "_Display",
-) -> "Pipeline":
+def _note(console: Console, notice: Text | str) -> None:
+    console.print(f"[yellow]{text('cli.note')}[/] {escape(str(notice))}", soft_wrap=True)
+
+
+def _output(output: Path, videos: int) -> tuple[Path, str | None]:
+    """Return the folder to write into, and the file's name where one was given: FOLDER/NAME.mp4."""
+    if output.suffix.lower() != ".mp4" or output.is_dir():
+        return output, None
+    if videos > 1:
+        raise RequestError("cli.one_file", path=output, videos=videos, folder=output.with_suffix(""))
+    return output.parent, output.name
+
+
+def _load(requests: Sequence[Request], options: Mapping[str, Any], folder: Path, on_progress: Display) -> "Pipeline":
     """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
     from turbodiffusion.inference import model_source as source
     from turbodiffusion.inference.pipeline import Pipeline
@@ -349,15 +230,12 @@ def _load(
     first = requests[0]
     model = first.model or "demo"
     preset = source.resolve_model(model).preset
-    if recipe is not None and preset.sampler != "rcm":
-        raise RequestError(
-            f"recipe {recipe} is for distilled models and {preset.name} is not one: leave it out, or set --num-steps "
-            f"({preset.num_steps} by default)"
-        )
-    video.check_folder(output)
+    if options["recipe"] is not None and preset.sampler != "rcm":
+        raise RequestError("cli.recipe", recipe=options["recipe"], model=preset.name, steps=preset.num_steps)
+    video.check_folder(folder)
     return Pipeline.load(
         model,
-        **machine,
+        **{name: options[name] for name in MACHINE},
         attention_type=first.attention_type,
         sla_topk=first.sla_topk,
         quant_linear=first.quant_linear,
@@ -366,81 +244,25 @@ def _load(
     )
 
 
-def _summary(result: "Result", seconds: float) -> str:
-    """Size, steps, seed and the time of each stage, in one line."""
-    frames, height, width, _ = result.frames.shape
-    stages = ", ".join(f"{stage} {spent:.1f}" for stage, spent in result.seconds.items())
-    request = result.request
-    return (
-        f"[green]done[/] {width}x{height}, {frames} frames, {request.num_steps} steps, seed {request.seed} "
-        f"in {seconds:.1f} s ({stages})"
-    )
-
-
-class _Display:
-    """Progress by stage with seconds left: bars on a terminal, a few plain lines elsewhere, nothing when quiet."""
-
-    def __init__(self, console: Console, first: str | None = None, interval: float = 10.0):
-        """first: a stage to show at once, before anything is known of its steps. interval: seconds between two lines of
-        one stage where there is no terminal."""
-        self._console, self._interval = console, interval
-        self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._printed = time.monotonic()
-        if console.is_terminal and not console.quiet:
-            width = max(8, min(40, console.width - 44))
-            columns = (TextColumn("{task.description:<9}"), BarColumn(width), TextColumn("{task.fields[state]}"))
-            self._bars = Bars(*columns, console=console, transient=True)
-            if first is not None:
-                self._tasks[first] = self._bars.add_task(first, total=None, state="")
-
-    def __enter__(self) -> "_Display":
-        if self._bars:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    def __call__(self, progress: "Progress") -> None:
-        state = f"{progress.step}/{progress.total}" + (" MiB" if progress.stage == "download" else "")
-        if progress.seconds_left is not None and progress.step < progress.total:
-            state += f", {_seconds(progress.seconds_left)} left"
-        if self._bars is None:
-            self._print(progress, state)
-            return
-        if progress.stage not in self._tasks:
-            self._tasks[progress.stage] = self._bars.add_task(progress.stage, total=progress.total, state=state)
-        self._bars.update(
-            self._tasks[progress.stage], completed=progress.step, total=progress.total, state=state, refresh=True
-        )
-
-    def _print(self, progress: "Progress", state: str) -> None:
-        """A line at each stage's end, and between them only as time passes: logs stay short."""
-        now = time.monotonic()
-        if progress.step == progress.total or (progress.step > 0 and now - self._printed >= self._interval):
-            self._printed = now
-            self._console.print(f"{progress.stage} {state}", soft_wrap=True)
-
-
-def _seconds(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{max(count / 1e6, 0.1):.1f} MB"
-
-
 # ---- the program ----
+
+app.command("doctor", cls=Command, help="cli.doctor")(takes("full", "report")(doctor))
+app.command(
+    "bench",
+    cls=Command,
+    help="cli.bench",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(takes("group", "check")(bench))
+app.command("warmup", cls=Command, help="cli.warmup")(
+    takes("model", "image", "resolution", "num_frames", *MACHINE)(warmup)
+)
+app.add_typer(train, name="train", cls=Group)
+app.command(cls=Command)(evaluate)
 
 
 @app.callback(invoke_without_command=True)
-def _program(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+@takes("version")
+def _program(context: typer.Context, *, version: bool) -> None:
     if version:
         print(f"turbodiffusion {__version__}")
     elif context.invoked_subcommand is None:
@@ -449,20 +271,55 @@ def _program(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    return copy_context().run(_run, words)  # the language is this call's
+
+
+def _run(words: list[str]) -> int:
     try:
-        code = app(args=arguments, prog_name="turbodiffusion", standalone_mode=False)
+        code = app(args=_without_language(words), prog_name="turbodiffusion", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except _UsageError as error:
-        place = error.ctx.command_path if error.ctx else "turbodiffusion"
-        return _refuse(f"{error.format_message().rstrip('.')} (see {place} --help)")
+        return _refuse(_usage_error(error))
     except UserError as error:
-        return _refuse(str(error))
+        return _refuse(error)
     if code == 130:
-        Console(stderr=True).print("interrupted; nothing half-written is left")
+        Console(stderr=True).print(str(text("cli.interrupted")))
     return code or 0
 
 
-def _refuse(message: str) -> int:
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+def _without_language(words: list[str]) -> list[str]:
+    """Choose the language of `--lang`, which may stand before or after the command, and return the other words."""
+    rest = words.copy()
+    end = rest.index("--") if "--" in rest else len(rest)
+    for place in [place for place, word in enumerate(rest[:end]) if word.split("=")[0] == "--lang"][::-1]:
+        _, equals, value = rest[place].partition("=")
+        taken = rest[place : place + (1 if equals else 2)]
+        if not equals:
+            value = taken[1] if len(taken) > 1 else ""
+        set_language(OPTIONS["lang"].read(value.lower().replace("_", "-").split("-")[0]))
+        del rest[place : place + len(taken)]
+    return rest
+
+
+def _usage_error(error: Any) -> Text:
+    """A mistyped command line in one line; in English where Typer alone knows what is wrong."""
+    place = error.ctx.command_path if error.ctx else "turbodiffusion"
+    kind = type(error).__name__
+    if kind == "NoSuchOption":
+        near = [word for word in error.possibilities or () if word.startswith("--")]
+        hint = text("preset.did_you_mean", name=near[0]) if near else ""
+        return text("cli.no_option", name=error.option_name, hint=hint, command=place)
+    if kind == "MissingParameter" and error.param is not None:
+        return text("cli.missing", name=error.param.name, command=place)
+    if kind == "BadOptionUsage":
+        return text("cli.no_value", name=error.option_name, command=place)
+    return text("cli.usage", message=error.format_message().rstrip("."), command=place)
+
+
+def _refuse(message: Text | UserError) -> int:
+    Console(stderr=True, highlight=False).print(
+        f"[bold red]{text('cli.error')}[/] {escape(str(message))}", soft_wrap=True
+    )
     return 2
