@@ -168,6 +168,11 @@ def _draw_freely(rng: np.random.Generator, subjects: Sequence[Subject]) -> Facto
     )
 
 
+def is_wished(factors: Factors) -> bool:
+    """Whether a clip is one of WISHES."""
+    return any(all(getattr(factors, key) == value for key, value in wish.items()) for wish in WISHES)
+
+
 def lights(style: str, scene: str = "garden") -> tuple[str, ...]:
     """The lights that can be seen in a style and a scene, sunny most often.
 

@@ -8,6 +8,7 @@ nothing needs to be stored. Names: B clips, F frames, H and W pixels of the view
 
 import io
 import math
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -209,8 +210,8 @@ class World:
         drift = n["drift"].view(-1, 2, 1, 1, 1)
         x = (x + 3.0 * drift[:, 0] - speed * self._seconds()).expand(b, f, h, w)
         y = (y + 2.0 * drift[:, 1]).expand(b, f, h, w)
-        cover = self._tile(5, x, y, 0.5) * (speed > 0)[:, None] * 0.95
-        light = self._tile(6, x, y, 0.5)
+        cover, light = self._tile(5, x, y, 0.5, channels=2).split(1, 1)
+        cover = cover * (speed > 0)[:, None] * 0.95
         colour = (0.74 + 0.26 * light) * (column(n["scene"]).clamp(0, 1) * 0.75 + 0.25 * column(n["sky_bottom"]))
         return picture * (1 - cover) + colour * cover
 
@@ -287,18 +288,19 @@ class World:
             fall = (n["fall"] * near).view(-1, 1, 1, 1) * seconds
             sway = 0.06 * near * torch.sin(2.4 * seconds + 2.0 * v + 7.0 * near)
             x, y = u + sway - 0.6 * fall + drift[:, 0] * 2 + near, v - fall + drift[:, 1] * 2
-            cover, light = self._tile(3, x, y, scale), self._tile(4, x, y, scale)
+            cover, light = self._tile(3, x, y, scale, channels=2).split(1, 1)
             colour = torch.lerp(column(n["fleck_dark"]), column(n["fleck_light"]), light)
             picture = picture + (colour - picture) * cover
         return picture
 
-    def _tile(self, index: int, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        """A repeating tile of 2 x 2 units, read at (x, y) * scale [B, F, H, W]: [B, 1, F, H, W]."""
+    def _tile(self, index: int, x: Tensor, y: Tensor, scale: float, channels: int = 1) -> Tensor:
+        """A repeating tile of 2 x 2 units and the next ones, read at (x, y) * scale [B, F, H, W]: [B, channels, F, H,
+        W]."""
         b, f, h, w = x.shape
         grid = torch.stack([torch.remainder(x * scale + 1, 2) - 1, torch.remainder(y * scale + 1, 2) - 1], -1)
-        tile = self._tiles[index].expand(b, 1, TILE, TILE)
+        tile = self._tiles[index : index + channels].expand(b, channels, TILE, TILE)
         return grid_sample(tile, grid.view(b, f * h, w, 2), padding_mode="border", align_corners=False).view(
-            b, 1, f, h, w
+            b, channels, f, h, w
         )
 
 
@@ -306,7 +308,11 @@ def _load_sheets(atlas: Path) -> dict[str, np.ndarray]:
     """The frames of each subject in the atlas as uint8 [K, 4, C, C], premultiplied, in the order of the table; those of
     one that stands follow under another name."""
     sheets: dict[str, np.ndarray] = {}
-    with np.load(atlas) as file:
+    try:
+        opened = np.load(atlas)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        raise MissingFilesError(f"{atlas} is not an atlas, or was cut off: bake it again") from None
+    with opened as file:
         for prefix, key in (("sheet/", ""), (STANDING, STANDING)):
             for name in BY_NAME:
                 if f"{prefix}{name}" in file:
