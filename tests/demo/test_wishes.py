@@ -91,7 +91,10 @@ def test_captions_use_the_words_of_the_first_prompts():
     one = " | ".join(caption(replace(CHASE, chased=1), rng, "en") for _ in range(60))
     assert "chases a butterfly" in one and "butterflies" not in one
     assert [several(name) for name in ("butterfly", "fish", "bee")] == ["butterflies", "fish", "bees"]
-    assert all(caption(tree, rng, "en", full=True).count("tree") for _ in range(60))  # full captions name the subject
+    for clip, name, place in ((tree, "tree", "windy hill"), (woman, "woman", "neon street")):  # evaluation prompts
+        full = {caption(clip, rng, "en", full=True) for _ in range(60)}
+        assert all(f" {name} " in f"{words} " and place in words for words in full)
+        assert not any(also in words for words in full for also in ("stylish", "leafy", "both sides", "leaves sway"))
 
 
 def test_petals_fall_where_trees_are():

@@ -32,8 +32,8 @@ TOLD: dict[str, tuple[str, ...]] = {
 
 
 def caption(factors: Factors, rng: np.random.Generator, language: str = "", *, full: bool = False) -> str:
-    """One caption. language: "en", "zh", "mixed", or "" to draw one (45, 45, 10 percent). full: drop nothing
-    (evaluation prompts)."""
+    """One caption. language: "en", "zh", "mixed", or "" to draw one (45, 45, 10 percent). full: drop nothing,
+    and use the first names of things (evaluation prompts)."""
     return caption_and_told(factors, rng, language, full=full)[0]
 
 
@@ -80,7 +80,7 @@ class _Said:
         if colour == "gray" and rng.random() < 0.5:
             self.colour_en = "grey"
         self.subject_en, self.subject_zh = row.name, row.chinese
-        if row.name in words.SYNONYMS and rng.random() < 0.55:
+        if row.name in words.SYNONYMS and not full and rng.random() < 0.55:
             english, chinese = words.SYNONYMS[row.name]
             self.subject_en, self.subject_zh = self.pick(english or (row.name,)), self.pick(chinese or (row.chinese,))
         wears = words.WEARS.get(row.name) if factors.style == "" and not full and rng.random() < 0.2 else None
@@ -96,7 +96,7 @@ class _Said:
         manners = (factors.manner, words.LIKE.get(factors.manner, ""), "")
         self.verbs = next(words.VERBS[m, factors.motion] for m in manners if (m, factors.motion) in words.VERBS)
         self.second = BY_NAME[factors.second] if factors.second else None
-        details = words.DETAILS.get(self.place) if rng.random() < 0.4 else None
+        details = words.DETAILS.get(self.place) if not full and rng.random() < 0.4 else None
         self.detail_en, self.detail_zh = (self.pick(details[0]), self.pick(details[1])) if details else ("", "")
         # A landscape needs no subject: its plant may be all that sways.
         self.landscape = not full and factors.subject == "tree" and self.place == "hill" and rng.random() < 0.4
@@ -168,7 +168,7 @@ def _english(said: _Said, subject: str, colour: str) -> str:
     speed = said.pick(words.SPEEDS[said.speed][0]) if said.speed and "fast" not in verb else ""
     parts += [direction, speed] if rng.random() < 0.5 else [speed, direction]
     before = bool(light and light[0] and said.place and said.place != "underwater" and rng.random() < 0.6)
-    if said.place in words.OTHER_PLACES and not before and rng.random() < 0.6:
+    if said.place in words.OTHER_PLACES and not before and not said.full and rng.random() < 0.6:
         rest, travel = said.pick_pair(words.OTHER_PLACES[said.place][0])
         parts.append(travel if factors.motion in TRAVELS else rest)
     elif said.place:
@@ -214,7 +214,7 @@ def _chinese(said: _Said, subject: str, colour: str) -> str:
     speed = said.pick(words.SPEEDS[said.speed][1]) if said.speed and "快" not in verb else ""
     before = bool(light and said.place and said.place != "underwater" and rng.random() < 0.6)
     where = ""
-    if said.place in words.OTHER_PLACES and not before and rng.random() < 0.6:
+    if said.place in words.OTHER_PLACES and not before and not said.full and rng.random() < 0.6:
         where = f"在{said.pick(words.OTHER_PLACES[said.place][1])}"
     elif said.place:
         *_, noun, particle = words.PLACES[said.place]
