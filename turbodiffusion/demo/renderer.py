@@ -96,8 +96,8 @@ class World:
     def render_with_masks(self, clips: Sequence[Factors], *, batch: int = 16) -> tuple[Tensor, Tensor]:
         """`render`, and where the subjects are: float32 [B, F, H/8, W/8], the largest alpha of 8x8 pixels."""
         b = batch if self.device.type == "cuda" else 1
-        # Still cameras in still air together: their scenes are drawn once.
-        order = sorted(range(len(clips)), key=lambda k: (SCENES[clips[k].scene].windy, clips[k].camera))
+        # Still cameras together, and in them still air: what does not move is drawn once.
+        order = sorted(range(len(clips)), key=lambda k: (clips[k].camera, SCENES[clips[k].scene].windy))
         video = torch.empty(len(clips), 3, self.frames, *self.size, device=self.device)
         masks = torch.empty(len(clips), self.frames, *(side // MASK_CELL for side in self.size), device=self.device)
         for k in range(0, len(order), b):
@@ -107,16 +107,17 @@ class World:
 
     def _render(self, clips: Sequence[Factors]) -> tuple[Tensor, Tensor]:
         scene, casts = self._numbers(clips)
-        windy = any(SCENES[clip.scene].windy for clip in clips)
-        if not windy and not any(clip.camera for clip in clips):  # one frame of the scene serves the whole clip
+        # With still cameras one frame of the scene serves the whole clip, but for what the wind moves.
+        if not any(clip.camera for clip in clips):
             scene |= {key: scene[key][:, :1] for key in ("camera_x", "camera_y", "zoom")}
+        sways, drifts = (any(getattr(SCENES[clip.scene], key) for clip in clips) for key in ("sway", "clouds"))
         picture = self._sky(scene)
-        if windy:
+        if drifts:
             picture = self._clouds(picture, scene)
         places = [self._places[c.scene] + c.seed % self.instances for c in clips]
         textures = self._layers[torch.tensor(places, device=self.device)]
         for k in range(LAYERS - 1):
-            picture = self._layer(picture, textures[:, k], k, scene, swaying=windy and k == SWAYING)
+            picture = self._layer(picture, textures[:, k], k, scene, swaying=sways and k == SWAYING)
         picture = picture.expand(-1, -1, self.frames, -1, -1).clone()
         mask = torch.zeros(len(clips), self.frames, *(side // MASK_CELL for side in self.size), device=self.device)
         for members, cast in casts:
@@ -205,7 +206,7 @@ class World:
     def _clouds(self, picture: Tensor, n: Numbers) -> Tensor:
         """Clouds that drift across the sky, where the scene has wind."""
         x, y = self._world_xy(n, 0.1)
-        b, f, h, w = x.shape[0], x.shape[1], y.shape[2], x.shape[3]
+        b, f, h, w = x.shape[0], self.frames, y.shape[2], x.shape[3]
         speed = n["clouds"].view(-1, 1, 1, 1)
         drift = n["drift"].view(-1, 2, 1, 1, 1)
         x = (x + 3.0 * drift[:, 0] - speed * self._seconds()).expand(b, f, h, w)
@@ -221,12 +222,12 @@ class World:
 
     def _layer(self, picture: Tensor, texture: Tensor, layer: int, n: Numbers, swaying: bool = False) -> Tensor:
         x, y = self._world_xy(n, PARALLAX[layer])
-        b, f, h, w = x.shape[0], x.shape[1], y.shape[2], x.shape[3]
         if swaying:  # tops more than trunks, each tree in its own time, and a little trembling of the leaves
             time, up = self._seconds(), (0.42 - y).clamp_min(0)
             wave = torch.sin(2 * math.pi * 0.85 * time + 2.6 * x) + 0.3 * torch.sin(2 * math.pi * 2.3 * time + 9.0 * x)
             tremble = torch.sin(2 * math.pi * 2.9 * time + 23.0 * x) * torch.sin(17.0 * y + 6.0 * time)
             x = x - n["sway"].view(-1, 1, 1, 1) * (wave * up**1.3 + 0.12 * tremble * up.clamp_max(1))
+        b, f, h, w = x.shape[0], x.shape[1], y.shape[2], x.shape[3]
         grid = torch.stack([(x / HALF_X).expand(b, f, h, w), (y / HALF_Y).expand(b, f, h, w)], -1).view(b, f * h, w, 2)
         drawn = grid_sample(texture.float() / 255.0, grid, padding_mode="border", align_corners=False).view(
             b, 4, f, h, w
