@@ -57,7 +57,7 @@ class TensorFile:
 
 
 def find(path: str | Path, part: str) -> Path | None:
-    """The file of `part` (a key of PLACES) under the folder `path`, or None."""
+    """Find the file of `part` (a key of PLACES) under the folder `path`; None where there is none."""
     path = Path(path)
     for place in PLACES[part]:
         if (path / place).is_file():
@@ -67,7 +67,7 @@ def find(path: str | Path, part: str) -> Path | None:
 
 
 def locate(path: str | Path, part: str) -> Path:
-    """`path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
+    """Return `path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
     path = Path(path)
     if path.is_file():
         return path
@@ -170,7 +170,7 @@ def _open_pickle(path: Path) -> TensorFile:
 
 
 def some(names: list[str]) -> str:
-    """The first three names, and how many there are when there are more."""
+    """Join the first three names, and say how many there are when there are more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

@@ -68,7 +68,9 @@ class _Reader:
 
 
 class Encoder:
-    """Frames in 4:2:0 to mp4 bytes, chunk by chunk. The index comes first (faststart): players start while loading.
+    """Encode frames in 4:2:0 to mp4 bytes, chunk by chunk.
+
+    The index comes first (faststart): players start while loading.
 
     H.264's 4:2:0 needs even sides: an odd width or height loses its last column or row in the file, nothing else
     (4:4:4 would keep it, but browsers and phones do not play that). `metadata` is read back by `read_metadata`.
@@ -117,7 +119,7 @@ class Encoder:
 
 @contextlib.contextmanager
 def _reading(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The open container of a video file, with FFmpeg's errors turned into one line."""
+    """Open the container of a video file, with FFmpeg's errors as one line."""
     try:
         with av.open(os.fspath(path)) as container:
             if not container.streams.video:
@@ -131,7 +133,7 @@ def _reading(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The dictionary given to the `Encoder` that made the mp4; UserError for a file that is none of ours."""
+    """Return the dictionary given to the `Encoder` that made the mp4; UserError for a file that is none of ours."""
     with _reading(path) as container:
         text = container.metadata.get(METADATA_TAG)
     if text is None:
@@ -148,7 +150,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_frames(path: str | os.PathLike[str]) -> Frames:
-    """All frames of a video, uint8 [F, H, W, 3]. FFmpeg's conversion truncates: up to 2 of 255 darker than encoded."""
+    """Read all frames, uint8 [F, H, W, 3]. FFmpeg's conversion truncates: up to 2 of 255 darker than encoded."""
     with _reading(path) as container:
         frames = [_to_rgb(frame) for frame in container.decode(video=0)]
     if not frames:
@@ -157,7 +159,7 @@ def read_frames(path: str | os.PathLike[str]) -> Frames:
 
 
 def _to_rgb(frame: Any) -> NDArray[np.uint8]:
-    """RGB [H, W, 3]. PyAV before 17 heeds a frame's matrix only where another one is asked of the (RGB!) result."""
+    """Convert to RGB [H, W, 3]. PyAV before 17 heeds a frame's matrix only where another is asked of the RGB result."""
     matrix = {"src_colorspace": "ITU709", "dst_colorspace": "ITU601"} if frame.colorspace == _BT709 else {}
     return frame.reformat(format="rgb24", **matrix).to_ndarray()
 
@@ -166,13 +168,13 @@ def _to_rgb(frame: Any) -> NDArray[np.uint8]:
 
 
 def output_name(task: str, seed: int, model_file_name: str, when: datetime) -> str:
-    """`t2v_42_Wan2_1_1_3B_20251224_153000.mp4` for ("t2v", 42, "Wan2.1-1.3B", ...)."""
+    """Name a video: `t2v_42_Wan2_1_1_3B_20251224_153000.mp4` for ("t2v", 42, "Wan2.1-1.3B", ...)."""
     model = re.sub(r"\W+", "_", model_file_name).strip("_")[:60]  # a name may have 255 bytes; a CJK character takes 3
     return f"{task}_{seed}_{model}_{when:%Y%m%d_%H%M%S}.mp4"
 
 
 def save(data: bytes, folder: str | os.PathLike[str], name: str) -> Path:
-    """Write `data` as folder/name, or name_2, name_3, ... where that exists; returns the path that was written.
+    """Write `data` as folder/name, or name_2, name_3, ... where that exists; return the path that was written.
 
     Creates the folder. OutputError (full disk, read-only folder, the folder is a file) leaves nothing behind.
     """
@@ -232,7 +234,7 @@ def _name_once(beside: Path, path: Path) -> Path:
 
 
 def _why(error: OSError, folder: Path, size: int) -> str:
-    """What went wrong and what would work, in one line."""
+    """Say what went wrong and what would work, in one line."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return f"{folder} is a file or lies under one; name a folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -332,7 +334,7 @@ def animated(frames: Frames, path: str | os.PathLike[str], *, width: int | None 
 
 @cache
 def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, ...]:
-    """The fonts of this machine among `_FONTS`, and Pillow's own Latin one last."""
+    """Load the fonts of this machine among `_FONTS`, and Pillow's own Latin one last."""
     found: list[Any] = []
     for name in _FONTS:
         with contextlib.suppress(OSError):
@@ -342,17 +344,17 @@ def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, ...
 
 @cache
 def _has(font: Any, character: str) -> bool:
-    """Whether a font has a character: what it lacks is drawn as the same box as a code point that nothing has."""
+    """Say whether a font has a character: what it lacks is drawn as the same box as a code point that nothing has."""
     return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
 
 
 def _font_for(text: str, size: int) -> Any:
-    """The font that has the most of a text's characters, the earliest of equals."""
+    """Choose the font that has the most of a text's characters, the earliest of equals."""
     return max(_fonts(size), key=lambda font: sum(_has(font, character) for character in text))
 
 
 def _wrapped(text: str, size: int, width: int, most: int) -> Sequence[str]:
-    """The drawable part of a text in at most `most` lines of at most `width` pixels, cut with an ellipsis."""
+    """Wrap the drawable part of a text in at most `most` lines of at most `width` pixels, cut with an ellipsis."""
     font = _font_for(text, size)
     text = " ".join("".join(character for character in text if _has(font, character)).split())
     lines = [""]
