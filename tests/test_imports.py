@@ -37,6 +37,7 @@ OVER_DEMO = ("inference", "training", "evaluation", "cli")  # that know the demo
 # only these may lead there; kernels are in folders of that name, imported when one is chosen.
 FRONT = {"av", "typer", "rich", "ftfy"}
 FRONT_OF = {
+    f"{PACKAGE}.media.metadata": {"av"},
     f"{PACKAGE}.media.video": {"av"},
     f"{PACKAGE}.inference.pipeline": {"av"},
     f"{PACKAGE}.cli.main": {"typer", "rich"},

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from turbodiffusion import __version__
 from turbodiffusion.cli import main as cli
 from turbodiffusion.cli.progress import Display
 from turbodiffusion.media import video
+from turbodiffusion.media.metadata import read_metadata
+from turbodiffusion.presets import MODELS
 from turbodiffusion.request import Progress, Request
 
 
@@ -33,10 +36,26 @@ def mp4_of(request: Request) -> bytes:
     return encoder.finish()
 
 
-def test_help_needs_no_torch():
-    code = "import sys; from turbodiffusion.cli import main as cli; cli.main(['--help']); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("False\n") and "generate" in done.stdout
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], "generate"),
+        (["generate", "--help", "--lang", "zh"], "提示词"),
+        (["models"], "wan2.2-i2v-a14b"),
+        (["info", "made.mp4"], "a red fox"),
+        (["generate", " "], "the prompt is empty"),
+        (["generate", "a fox", "--seed", "abc"], "whole number"),
+    ],
+)
+def test_quick_answers_import_nothing_heavy(tmp_path, arguments, words):
+    (tmp_path / "made.mp4").write_bytes(mp4_of(Request("a red fox")))
+    heavy = ["torch", "numpy", "PIL", "pydantic", "httpx", "huggingface_hub.file_download"]
+    code = (
+        f"import sys; from turbodiffusion.cli.main import main; main({arguments!r}); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n") and words in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("linears", ["off", "int8_row"])
@@ -87,6 +106,11 @@ def test_errors_are_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments
     code, out, err = run(capsys, *arguments)
     assert (code, out) == (2, "") and err.startswith("error: ") and err.count("\n") == 1
     assert words in err
+
+
+def test_a_refusal_in_chinese(capsys):
+    code, _, err = run(capsys, "generate", "  ", "--lang", "zh")
+    assert code == 2 and err.startswith("错误：") and "提示词为空" in err
 
 
 def test_prompts_file(tmp_path):
@@ -191,7 +215,7 @@ def test_generate_and_again(capsys, here, tiny_model):
 
     code, out, _ = run(capsys, "again", str(path), "--num-steps", "3", "--seed", "7", "--quiet")
     assert code == 0
-    other = Request.from_json(video.read_metadata(Path(out.strip()))["request"])
+    other = Request.from_json(read_metadata(Path(out.strip()))["request"])
     assert (other.prompt, other.num_steps, other.seed) == (prompt, 3, 7)
 
 
@@ -209,6 +233,39 @@ def test_an_offloaded_text_encoder_makes_the_same_file(capsys, here, tiny_model)
         assert code == 0
         made.append(Path(out.strip()).read_bytes())
     assert made[0] == made[1]
+
+
+def test_output_may_be_a_file(capsys, here, tiny_model):
+    make = ("generate", "a red fox", "--model", str(tiny_model), "--seed", "3", "--quiet", "--output", "new/Fox.MP4")
+    assert run(capsys, *make) == (0, "new/Fox.MP4\n", "")
+    assert run(capsys, *make) == (0, "new/Fox_2.MP4\n", "")  # what is there stays
+    (here / "folder.mp4").mkdir()
+    code, out, _ = run(capsys, *make[:-1], "folder.mp4")
+    assert code == 0 and Path(out.strip()).parent == Path("folder.mp4")
+
+
+def test_one_file_for_several_videos_is_refused(capsys, here, tiny_model):
+    (here / "p.txt").write_text("a fox\na ball\n")
+    arguments = ("generate", "--prompts-file", "p.txt", "--model", str(tiny_model), "--output", "o/v.mp4")
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "") and "2 videos: name a folder, as o/v" in err
+    assert [path.name for path in here.iterdir()] == ["p.txt"]
+
+
+def test_home_is_written_as_a_tilde(capsys, here, tiny_model, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    (here / "home" / "p.txt").write_text("a red fox\n")
+    arguments = ["generate", "--prompts-file", "~/p.txt", "--model", str(tiny_model), "--output", "~/made", "--quiet"]
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and Path(out.strip()).parent == here / "home" / "made"
+    code, _, err = run(capsys, "generate", "it snows", "--model", "wan2.2-i2v-a14b", "--image", "~/none.png")
+    assert code == 2 and str(here / "home" / "none.png") in err
+
+
+def test_who_asks_for_854x480_is_told_what_480p_is(capsys, here, tiny_model):
+    code, _, err = run(capsys, "generate", "a fox", "--model", str(tiny_model), "--resolution", "854x480")
+    assert code == 0 and "note: 854x480 is made as 864x480 and cut; 480p at 16:9 is 832x480" in err
 
 
 def test_several_prompts_load_the_model_once(capsys, here, tiny_model, monkeypatch):
@@ -230,10 +287,10 @@ def test_several_prompts_load_the_model_once(capsys, here, tiny_model, monkeypat
 
 def test_recipes(capsys, here, tiny_model, tiny_distilled):
     code, out, _ = run(capsys, "generate", "a fox", "--model", str(tiny_distilled), "--recipe", "draft", "--quiet")
-    request = Request.from_json(video.read_metadata(Path(out.strip()))["request"])
+    request = Request.from_json(read_metadata(Path(out.strip()))["request"])
     assert code == 0 and request.num_steps == 2
     code, out, _ = run(capsys, "again", out.strip(), "--recipe", "draft", "--num-steps", "1", "--quiet")
-    assert code == 0 and Request.from_json(video.read_metadata(Path(out.strip()))["request"]).num_steps == 1
+    assert code == 0 and Request.from_json(read_metadata(Path(out.strip()))["request"]).num_steps == 1
     code, _, err = run(capsys, "generate", "a fox", "--model", str(tiny_model), "--recipe", "draft")
     assert code == 2 and "recipe draft is for distilled models" in err
     code, _, err = run(capsys, "generate", "a fox", "--model", str(tiny_distilled), "--recipe", "drat")
@@ -253,6 +310,21 @@ def test_recipes(capsys, here, tiny_model, tiny_distilled):
         (["--output", "file"], "is a file"),
         (["--offload-text", "maybe"], "there are auto, on, off"),
         (["--max-memory", "0.001"], "(--max-memory 0.001) has 0.0 GiB of memory free"),
+        (["--max-memory", "nan"], "--max-memory 'nan': a finite number is needed"),
+        (["--seed", "abc"], "--seed 'abc': a whole number is needed"),
+        (["--seed", "9" * 5000], "a whole number is needed"),
+        (["--guidance", "much"], "--guidance 'much': a finite number is needed"),
+        (["--quant-linear", "True"], "did you mean 'on'?"),
+        (["--quant-linear", "False"], "did you mean 'off'?"),
+        (["--resolution", "480p", "--aspect-ratio", "16:10"], "did you mean '16:9'?"),
+        (["--resolution", ""], "resolution is empty"),
+        (["--model", ""], "model is empty"),
+        (["--image", ""], "--image is empty"),
+        (["--output", ""], "--output is empty"),
+        (["--device", "cpu:99"], "device 'cpu:99': there are auto, cpu, cuda"),
+        (["--output", "~nouser/x"], "--output ~nouser/x: there is no such user's home"),
+        (["--image", "~nouser/x.png"], "--image ~nouser/x.png: there is no such user's home"),
+        (["--output", "file/video.mp4"], "is a file or lies under one"),
     ],
 )
 def test_bad_requests_are_one_line_and_leave_nothing(capsys, here, tiny_model, arguments, words):
@@ -274,6 +346,11 @@ def test_a_broken_picture_is_told_before_what_the_machine_lacks(capsys, here, mo
 def test_empty_prompt(capsys, here, tiny_model):
     code, _, err = run(capsys, "generate", "  ", "--model", str(tiny_model))
     assert code == 2 and "the prompt is empty" in err
+
+
+def test_a_distilled_models_first_noise_has_bounds(capsys, here, tiny_distilled):
+    code, _, err = run(capsys, "generate", "a fox", "--model", str(tiny_distilled), "--sigma-max", "1e300")
+    assert code == 2 and "sigma_max 1e+300: at most 10000, 80 by default" in err
 
 
 def test_distilled_models_take_one_to_four_steps(capsys, here, tiny_distilled):
@@ -318,9 +395,32 @@ def test_convert(capsys, here, tiny_model):
     assert (code, out) == (2, "") and "none.pth does not exist" in err
 
 
-def test_models_are_listed(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    code, out, _ = run(capsys, "models")
-    assert code == 0 and max(map(len, out.splitlines())) <= 60
-    for name in ("demo", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.2-i2v-a14b"):
-        assert name in out
+@pytest.mark.parametrize("lang", ["en", "zh"])
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_models_are_listed(capsys, monkeypatch, width, lang):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run(capsys, "models", "--lang", lang)
+    assert code == 0 and max(map(cell_len, out.splitlines())) <= width
+    starts = [*(out.index(name) for name in MODELS), len(out)]
+    for preset, start, end in zip(MODELS.values(), starts, starts[1:], strict=False):
+        after = out[start + len(preset.name) : end]
+        for number in (preset.num_frames, preset.num_steps):
+            assert re.search(rf"\b{number}\b", after)
+
+
+def test_files_in_the_cache_are_found_as_the_hub_library_finds_them(tmp_path, monkeypatch):
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "models--owner--name" / "snapshots" / "abc" / "folder" / "weights.pth"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"1")
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("abc")
+    for repo, path, there in (
+        ("owner/name", "folder/weights.pth", True),
+        ("owner/name", "weights.pth", False),
+        ("owner/other", "folder/weights.pth", False),
+    ):
+        found = try_to_load_from_cache(repo, path, cache_dir=tmp_path)
+        assert cli._in_cache(repo, path) == isinstance(found, str) == there

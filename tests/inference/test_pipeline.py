@@ -19,6 +19,7 @@ from turbodiffusion.inference.sampling import State, noise, sample_flow
 from turbodiffusion.inference.stage_timer import StageTimer
 from turbodiffusion.media import video
 from turbodiffusion.media.image import adaptive_size, fit, load_image
+from turbodiffusion.media.metadata import read_metadata
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -176,7 +177,7 @@ def test_a_video_is_made_again_from_its_file(flow_folder, tmp_path):
     first = load(flow_folder).generate(Request(PROMPT))
     assert first.request.seed > 0 and f"t2v_{first.request.seed}_flow_" in first.name
     path = first.save(tmp_path)
-    metadata = video.read_metadata(path)
+    metadata = read_metadata(path)
     assert metadata["version"] == td.__version__
     request = Request.from_json(metadata["request"])
     assert request == first.request and request.model == str(flow_folder)

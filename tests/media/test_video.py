@@ -17,6 +17,7 @@ from PIL import Image
 from turbodiffusion.errors import OutputError, UserError
 from turbodiffusion.media import video
 from turbodiffusion.media.frames import to_yuv420
+from turbodiffusion.media.metadata import METADATA_TAG, read_metadata
 
 REQUEST = {"request": '{"prompt": "一只红色的气球 🎈 \\"rises\\"\\nslowly", "seed": 42}'}
 
@@ -94,13 +95,13 @@ def test_an_odd_side_loses_one_line_in_the_file_only(tmp_path):
 def test_metadata_comes_back_as_given(tmp_path):
     metadata = {**REQUEST, "odd": "a=b; \x01 \ud800"}  # a lone surrogate is what a broken terminal hands over
     (tmp_path / "a.mp4").write_bytes(encoded(moving(), metadata=metadata))
-    assert video.read_metadata(tmp_path / "a.mp4") == metadata
+    assert read_metadata(tmp_path / "a.mp4") == metadata
 
 
 def foreign_mp4(path: Path, tag: str | None) -> Path:
     with av.open(path, "w", options={"movflags": "use_metadata_tags"}) as container:
         if tag is not None:
-            container.metadata[video.METADATA_TAG] = tag
+            container.metadata[METADATA_TAG] = tag
         stream = container.add_stream("libx264", rate=16)
         stream.width = stream.height = 32
         for frame in np.zeros((2, 32, 32, 3), np.uint8):
@@ -126,7 +127,7 @@ def test_files_of_others_get_one_line(tmp_path):
     }
     for path, words in cases.items():
         with pytest.raises(UserError, match=words) as caught:
-            video.read_metadata(path)
+            read_metadata(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="cannot be read as a video"):
         video.read_frames(tmp_path / "cut.mp4")

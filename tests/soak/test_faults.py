@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from turbodiffusion.media import video
+from turbodiffusion.media.metadata import read_metadata
 
 pytestmark = pytest.mark.soak
 STEPS = 60  # of the tiny model: a few seconds of diffusion to be interrupted in
@@ -42,7 +43,7 @@ def videos(folder: Path) -> list[Path]:
     """What lies under final names; each must be a whole video."""
     found = sorted(folder.glob("*.mp4")) if folder.is_dir() else []
     for path in found:
-        assert len(video.read_frames(path)) == 5 and video.read_metadata(path)["request"]
+        assert len(video.read_frames(path)) == 5 and read_metadata(path)["request"]
     return found
 
 

@@ -5,6 +5,7 @@ Typer's own help has English headings and a table of four columns, which hides t
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -24,12 +25,26 @@ Rows = list[tuple[str, str]]
 class Command(TyperCommand):
     """A command whose help is ours; its `help` is a code of the catalogue, or a sentence."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _leave_words(self)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _lazy_help(super().get_help_option(ctx))
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show(self, ctx)
 
 
 class Group(TyperGroup):
     """Commands whose help is ours. An unknown command is told with the nearest."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        _leave_words(self)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _lazy_help(super().get_help_option(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show(self, ctx)
@@ -41,6 +56,28 @@ class Group(TyperGroup):
             hint = text("preset.did_you_mean", name=near[0]) if near else ""
             raise UserError("cli.no_command", name=args[0], hint=hint, known=known)
         return super().resolve_command(ctx, args)
+
+
+def _leave_words(command: Any) -> None:
+    """Leave our options' words as they were typed: `Option.read` reads them.
+
+    Typer would convert each with a validator of pydantic's, whose import takes longer than all else that `models` does.
+    """
+    for parameter in command.params:
+        if parameter.name in OPTIONS and not parameter.help:
+            parameter.process_value = partial(_word, parameter, parameter.process_value)
+
+
+def _word(parameter: Any, convert: Any, context: Any, value: Any) -> Any:
+    missing = value is None and parameter.required
+    return convert(context, value) if missing else value  # Typer tells what is missing
+
+
+def _lazy_help(option: Any) -> Any:
+    """The option --help, converted (for its callback's sake) only where it is given."""
+    convert = type(option).process_value
+    option.process_value = lambda context, value: convert(option, context, value) if value else value
+    return option
 
 
 def _show(command: Any, context: Any) -> None:

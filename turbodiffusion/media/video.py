@@ -17,7 +17,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
 from functools import cache
@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from turbodiffusion.errors import OutputError, UserError
+from turbodiffusion.media.metadata import METADATA_TAG, reading
 
 Frames = NDArray[np.uint8]  # [F, H, W, 3], sRGB
 
-METADATA_TAG = "turbodiffusion"  # one mp4 tag holds the whole dictionary as JSON: other tools keep or drop it as one
 FPS = 16
 _X264 = {"preset": "superfast", "crf": "17", "threads": "8", "x264-params": "cpu-independent=1"}
 _BT709 = 1  # the number of BT.709 in H.273's tables of primaries, transfers and matrices alike
@@ -73,7 +73,7 @@ class Encoder:
     The index comes first (faststart): players start while loading.
 
     H.264's 4:2:0 needs even sides: an odd width or height loses its last column or row in the file, nothing else
-    (4:4:4 would keep it, but browsers and phones do not play that). `metadata` is read back by `read_metadata`.
+    (4:4:4 would keep it, but browsers and phones do not play that). `metadata.read_metadata` reads `metadata` back.
     The same frames and metadata give the same bytes.
     """
 
@@ -117,41 +117,9 @@ class Encoder:
             self._mp4.mux(packet)
 
 
-@contextlib.contextmanager
-def _reading(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Open the container of a video file, with FFmpeg's errors as one line."""
-    try:
-        with av.open(os.fspath(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path} holds no video")
-            yield container
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, av.FFmpegError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} cannot be read as a video ({reason}): it is broken, cut short, or no video") from error
-
-
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the dictionary given to the `Encoder` that made the mp4; UserError for a file that is none of ours."""
-    with _reading(path) as container:
-        text = container.metadata.get(METADATA_TAG)
-    if text is None:
-        raise UserError(
-            f"{path} holds no turbodiffusion request: another program made it, or re-encoding it dropped the request"
-        )
-    try:
-        metadata = json.loads(text)
-    except json.JSONDecodeError:
-        metadata = None
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise UserError(f"the request stored in {path} is damaged: keep the file as turbodiffusion wrote it")
-    return metadata
-
-
 def read_frames(path: str | os.PathLike[str]) -> Frames:
-    """Read all frames, uint8 [F, H, W, 3]. FFmpeg's conversion truncates: up to 2 of 255 darker than encoded."""
-    with _reading(path) as container:
+    """All frames of a video, uint8 [F, H, W, 3]. FFmpeg's conversion truncates: up to 2 of 255 darker than encoded."""
+    with reading(path) as container:
         frames = [_to_rgb(frame) for frame in container.decode(video=0)]
     if not frames:
         raise UserError(f"{path} holds no frames")

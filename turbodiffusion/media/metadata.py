@@ -1,0 +1,45 @@
+"""The request inside a video: read without numpy, so that `turbodiffusion info` answers at once."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import av
+
+from turbodiffusion.errors import UserError
+
+METADATA_TAG = "turbodiffusion"  # one mp4 tag holds the whole dictionary as JSON: other tools keep or drop it as one
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The open container of a video file, with FFmpeg's errors turned into one line."""
+    try:
+        with av.open(os.fspath(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path} holds no video")
+            yield container
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, av.FFmpegError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be read as a video ({reason}): it is broken, cut short, or no video") from error
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The dictionary given to the `Encoder` that made the mp4; UserError for a file that is none of ours."""
+    with reading(path) as container:
+        text = container.metadata.get(METADATA_TAG)
+    if text is None:
+        raise UserError(
+            f"{path} holds no turbodiffusion request: another program made it, or re-encoding it dropped the request"
+        )
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError:
+        metadata = None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise UserError(f"the request stored in {path} is damaged: keep the file as turbodiffusion wrote it")
+    return metadata
