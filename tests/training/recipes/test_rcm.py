@@ -73,9 +73,25 @@ def test_a_consistent_student_has_nothing_to_learn(drawn) -> None:
     wrong = rcm.consistency_loss(teacher, teacher(x, t_B), x, t_B, 1.0)
     assert right.loss_B.max() < 1e-20 and wrong.loss_B.min() > 1e-4
     assert not right.broken_B.any()
-    # Without the tangent the student is asked for the teacher's own field.
-    assert rcm.consistency_loss(teacher, teacher(x, t_B), x, t_B, 0.0).loss_B.max() == 0
-    assert rcm.consistency_loss(consistent, teacher(x, t_B), x, t_B, 0.0).loss_B.max() > 0.1
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.4, 1.0])
+def test_the_warmup_ratio_is_of_the_noisy_clip_alone(drawn, ratio: float) -> None:
+    """NVlabs/rcm since January 2026, with the derivative along the trajectory by a difference quotient."""
+    x, t_B = drawn
+    F_teacher = consistent(x, t_B) + 0.1  # so that no term is zero
+    t, h = over(t_B), 1e-5
+    both = t.cos() * t.sin()
+
+    def moved(step: float) -> Tensor:
+        return teacher(x + step * both * F_teacher, t_B + step * t_B.cos() * t_B.sin())
+
+    dF = (moved(h) - moved(-h)) / (2 * h)
+    g = -t.cos() * (1 - (ratio * t.sin()) ** 2).sqrt() * (teacher(x, t_B) - F_teacher) - (ratio * both * x + dF)
+    length = g.square().flatten(1).sum(1)
+    expected = length / (length.sqrt() + 0.1) ** 2
+    loss = rcm.consistency_loss(teacher, F_teacher, x, t_B, ratio).loss_B
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 def test_two_times_of_a_trajectory_end_in_one_place(drawn) -> None:

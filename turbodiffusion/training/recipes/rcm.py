@@ -137,13 +137,16 @@ def _moved_to(value_BCTHW: Tensor, change_BCTHW: Tensor) -> Losses:
 def consistency_loss(
     student: Field, F_teacher_BCTHW: Tensor, x_BCTHW: Tensor, t_B: Tensor, ratio: float, *, derived: Field | None = None
 ) -> Losses:
-    """sCM's loss at x_t: the student's x0 is to be the same all along the teacher's trajectory.
+    """Return sCM's loss at x_t: the student's x0 is to be the same all along the teacher's trajectory.
 
-    ratio: of the tangent's warm-up, 0 to 1. derived: the student as it is differentiated, if another than `student`
+    ratio: r of the tangent's warm-up, 0 to 1. derived: the student as it is differentiated, if another than `student`
     (a compiled one has no forward mode).
 
-        g = -cos sqrt(1 - r^2 sin^2) (F - F_teacher) - r (cos sin x_t + dF),      dF along cos sin (F_teacher, 1)
+        g = -cos sqrt(1 - r^2 sin^2) (F - F_teacher) - (r cos sin x_t + dF),      dF along cos sin (F_teacher, 1)
         loss = ||F - sg(F + g / (||g|| + 0.1))||^2
+
+    r multiplies x_t alone, as in the published code (NVlabs/rcm) since January 2026; before, and in sCM (algorithm 1),
+    it multiplied the derivative too. At r = 1 both are one.
     """
     cos, sin = t_B.cos(), t_B.sin()
     both = cos * sin
@@ -153,7 +156,7 @@ def consistency_loss(
         dF = forward_ad.unpack_dual((derived or student)(moving, forward_ad.make_dual(t_B, both))).tangent
         assert dF is not None
         near = _over(cos * (1 - (ratio * sin).square()).sqrt()) * (F.detach() - F_teacher_BCTHW)
-        g = -near - ratio * (_over(both) * x_BCTHW + dF)
+        g = -near - (ratio * _over(both) * x_BCTHW + dF)
         g = g / (_over(_squares(g).sqrt()) + TANGENT_SCALE)
     return _moved_to(F, g)
 
