@@ -162,9 +162,26 @@ def train_rcm(
     run: Run = Path("runs/rcm"),
     teacher: Teacher = "demo",
     atlas: Atlas = DEFAULT_ATLAS,
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all, of both networks.")] = 5000,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps in all, of both networks; without it they fit into --minutes.")
+    ] = None,
     minutes: Minutes = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Begin from this student, which an earlier run left.")
+    ] = None,
+    start_fake: Annotated[
+        Path | None, typer.Option("--from-fake", help="And from its fake score, fake.safetensors.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="The student's learning rate; over the last 30% it falls to zero.")] = 1e-4,
+    fake_rate: Annotated[float, typer.Option(help="The fake score's, as a share of it.")] = 0.2,
+    student_every: Annotated[int, typer.Option(help="One step in so many trains the student.")] = 5,
+    dmd_weight: Annotated[float, typer.Option(help="Weight of distribution matching; 0 is without.")] = 1.0,
+    one_step_share: Annotated[float, typer.Option(help="Share of the samples made in one step, not in 2 to 4.")] = 0.25,
+    sigma_mean: Annotated[float, typer.Option(help="Mean of log tan(t) of the consistency loss's times.")] = 1.0,
+    sigma_max: Annotated[float, typer.Option(help="tan(t) where the student begins.")] = 80.0,
+    clip: Annotated[
+        float, typer.Option(help="Largest norm of a gradient; theirs are 1e4 to 1e6, so 1 makes all steps equal.")
+    ] = 1.0,
     batch: Batch = 64,
     clips: Clips = 3072,
     fresh: Fresh = 8,
@@ -172,37 +189,66 @@ def train_rcm(
     consistency: Annotated[
         Literal["continuous", "discrete"], typer.Option(help="discrete: without a derivative in time.")
     ] = "continuous",
-    warmup: Annotated[int, typer.Option(help="Steps in which the consistency loss grows, alone.")] = 1000,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps in which the consistency loss grows, alone; 1000, or 0 with --from.")
+    ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile the networks: a minute or two at first.")] = True,
 ) -> None:
-    """Distil a model to 1 to 4 steps without guidance; writes rcm.safetensors (EMA) and a sheet of four steps."""
+    """Distil a model to 1 to 4 steps without guidance.
+
+    Writes rcm.safetensors (the student's EMA), student.safetensors and fake.safetensors (to go on from elsewhere) and
+    sheets of 4, 2 and 1 steps.
+    """
     from turbodiffusion.errors import RequestError
     from turbodiffusion.training import artifacts as runs
     from turbodiffusion.training.recipes import rcm
     from turbodiffusion.training.sample_grid import draw_sheet
-    from turbodiffusion.training.trainer import Schedule
+    from turbodiffusion.training.trainer import Schedule, Trainer
 
-    if steps <= warmup:
+    if (start is None) != (start_fake is None):
+        raise RequestError("--from and --from-fake go together: a distillation goes on with both networks")
+    if warmup is None:
+        warmup = 0 if start else 1000
+    if steps is None and minutes is None:
+        steps = 5000
+    if steps is not None and steps <= warmup:
         raise RequestError(f"--steps {steps} end within --warmup {warmup}, before the scores take part: give more")
     known = runs.read_teacher(teacher, runs.prepare())
+    origin = runs.digest(known.transformer)
+    begin = None
+    if start and start_fake:
+        begin = rcm.Start(runs.read_part(start, "student", origin), runs.read_part(start_fake, "fake", origin))
     bank = runs.bank_of(known, atlas, size=clips, fresh=fresh, seed=700)
     student, fake = (runs.another(known.transformer) for _ in range(2))
     recipe = rcm.RCMRecipe(
         batch=batch,
         guidance=(known.preset.guidance or 1.0) if guidance is None else guidance,
         consistency=consistency,
+        sigma_mean=sigma_mean,
         warmup=warmup,
+        student_every=student_every,
+        one_step_share=one_step_share,
+        fake_rate=fake_rate,
+        sigma_max=sigma_max,
+        dmd_weight=dmd_weight,
         compile=compile,
     )
-    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999))
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999), clip=clip)
     networks = rcm.Networks(student, fake, known.transformer, known.text)
-    trainer = rcm.train_rcm(networks, bank, recipe, schedule, run)
+
+    def write(trainer: Trainer) -> None:
+        about = {"teacher": origin, "sigma_max": str(sigma_max), "step": str(trainer.step)}
+        runs.write_weights(run / "rcm.safetensors", trainer.average("student"), about | {"part": "student"})
+        for name, network in (("student", student), ("fake", fake)):
+            runs.write_weights(run / f"{name}.safetensors", network.state_dict(), about | {"part": name})
+
+    trainer = rcm.train_rcm(networks, bank, recipe, schedule, run, start=begin, teacher=origin, saved=write)
     if trainer.rank == 0:
         student.load_state_dict(trainer.average("student"))
-        about = {"teacher": runs.digest(known.transformer), "sigma_max": str(recipe.sigma_max)}
-        runs.write_weights(run / "rcm.safetensors", student.state_dict(), about)
-        few = replace(known, preset=runs.distilled(known.preset, recipe.sigma_max), transformer=student)
-        draw_sheet(few, run / f"sheet-{trainer.step}.png")
+        preset = runs.distilled(known.preset, sigma_max)
+        for count in (4, 2, 1):
+            few = replace(known, preset=replace(preset, num_steps=count), transformer=student)
+            draw_sheet(few, run / f"sheet-{trainer.step}-in-{count}.png")
 
 
 @app.command("sla")

@@ -79,6 +79,19 @@ def read_about(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def read_part(path: Path, part: str, teacher: str) -> dict[str, Tensor]:
+    """Return the weights that `train rcm` left of its "student" or "fake" score, float32 on the CPU.
+
+    Raises CheckpointError for another file, and for one whose teacher has another digest than `teacher`.
+    """
+    weights, about = read_weights(path), read_about(path)
+    if about.get("part") != part:
+        raise CheckpointError(f"{path} holds no {part} of `train rcm`: give the {part}.safetensors that it wrote")
+    if about.get("teacher") != teacher:
+        raise CheckpointError(f"{path} was distilled from another teacher: name that one as --teacher")
+    return weights
+
+
 def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
     """RUN/vae.safetensors and RUN/vae.json."""
     write_weights(run / "vae.safetensors", vae.state_dict())

@@ -211,8 +211,12 @@ def test_whose_turn_it_is() -> None:
     recipe = rcm.RCMRecipe(warmup=3, student_every=5)
     turns = "".join(recipe.turn(step)[0] for step in range(14))
     assert turns == "sss" + "sffff" + "sffff" + "s"
+    assert [recipe.kind(step) for step in (0, 2, 3, 4)] == ["warmup", "warmup", "student", "fake"]
     with pytest.raises(ValueError, match='"continuous" or "discrete"'):
         rcm.RCMRecipe(consistency="loose")
+    for wrong in ({"student_every": 0}, {"one_step_share": 1.5}):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            rcm.RCMRecipe(**wrong)
 
 
 # ---- runs ----
@@ -365,8 +369,11 @@ def test_what_a_step_adds_up(parts, monkeypatch) -> None:
                 torch.testing.assert_close(kwargs["derived"](x, t_B), student)
                 torch.testing.assert_close(F, at.guided_teacher()(at_x, at_t))
                 assert ratio == min(1.0, step / 2)
-                dmd = 0.5 * values["dmd"] if step >= 2 else 0
-                torch.testing.assert_close(values["loss"], 100 * values["consistency"] + dmd)
+                terms = {"term.consistency": 100 * values["consistency"]}
+                if step >= 2:
+                    terms["term.dmd"] = 0.5 * values["dmd"]
+                assert {name: float(x) for name, x in values.items() if name.startswith("term.")} == terms
+                torch.testing.assert_close(values["loss"], torch.stack(list(terms.values())).sum())
                 assert ("dmd_loss" in found) == (step >= 2)
             if "dmd_loss" in found:
                 _, of_fake, of_teacher, *_ = found["dmd_loss"][0]
@@ -382,6 +389,16 @@ def test_samples_of_one_to_four_steps_are_as_frequent_in_both_turns(every: int) 
     for network in ("student", "fake"):
         counts = [recipe.rollout_steps(step) for step in range(3, 403) if recipe.turn(step) == network]
         assert counts == [1 + n % 4 for n in range(len(counts))]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_samples_of_one_step_have_the_share_that_was_asked_for(share: float) -> None:
+    recipe = rcm.RCMRecipe(warmup=0, one_step_share=share)
+    for network in ("student", "fake"):
+        counts = [recipe.rollout_steps(step) for step in range(600) if recipe.turn(step) == network]
+        assert abs(counts.count(1) - share * len(counts)) < 1
+        others = [n for n in counts if n != 1]
+        assert others == [2 + n % 3 for n in range(len(others))]
 
 
 def test_the_students_times_are_those_of_the_recipe(parts, monkeypatch) -> None:
@@ -411,7 +428,9 @@ def test_every_weight_of_the_student_learns_under_autocast(parts, monkeypatch, c
         return autocast(device, dtype, **rest | {"enabled": dtype is not None})  # without one it is switched off
 
     monkeypatch.setattr(torch, "autocast", always)
-    rcm.make_loss(networks, bank, recipe)(0)["loss"].backward()
+    values = rcm.make_loss(networks, bank, recipe)(0)
+    for name in ("term.consistency", "term.dmd"):  # each has a graph of its own, as the trainer needs it
+        values[name].backward()
     assert [name for name, p in networks.student.named_parameters() if p.grad is None] == []
 
 
@@ -426,14 +445,29 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
         assert cli.main(["train", name, "--folder", str(tmp_path / name), *few, *extra]) == 0, capsys.readouterr().err
         log = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         assert log and all(math.isfinite(value) for value in log[-1].values())
-        assert name == "sla" or {"loss.student", "dmd.student", "loss.fake", "grad_norm.fake"} < log[-1].keys()
+        norms = {"grad_norm.consistency.student", "grad_norm.dmd.student", "grad_norm.fake"}
+        assert name == "sla" or norms | {"loss.student", "dmd.student", "loss.fake"} < log[-1].keys()
         state = torch.load(tmp_path / name / "state.pt", weights_only=True)
         written = runs.read_weights(tmp_path / name / f"{name}.safetensors")
         kept = [key.split(".", 1)[1] for key in state["modules"] if not key.startswith("fake.")]
         assert written.keys() == set(kept)
         for key, average in zip(kept, state["ema"], strict=True):
             assert torch.equal(written[key], average.to(torch.bfloat16).float())
-    assert list((tmp_path / "rcm").glob("sheet-5.png"))
+        if name == "rcm":
+            for part in ("student", "fake"):
+                written = runs.read_weights(tmp_path / name / f"{part}.safetensors")
+                assert all(torch.equal(x, state["modules"][f"{part}.{key}"].bfloat16()) for key, x in written.items())
+    assert len(list((tmp_path / "rcm").glob("sheet-5-in-[421].png"))) == 3
+    left = [
+        f"--{option}={tmp_path}/rcm/{part}.safetensors" for option, part in (("from", "student"), ("from-fake", "fake"))
+    ]
+    on = ["rcm", *few, "--no-compile", "--steps", "1", "--lr", "0", "--folder", str(tmp_path / "on")]
+    assert cli.main(["train", *on, *left]) == 0, capsys.readouterr().err
+    for part in ("student", "fake"):
+        before, after = (runs.read_weights(tmp_path / run / f"{part}.safetensors") for run in ("rcm", "on"))
+        assert all(torch.equal(x, after[key]) for key, x in before.items())
+    before = runs.read_weights(tmp_path / "on" / "student.safetensors")
+    assert all(torch.equal(x, before[key]) for key, x in runs.read_weights(tmp_path / "on" / "rcm.safetensors").items())
     rest = ["--rcm", str(tmp_path / "rcm" / "rcm.safetensors"), "--teacher", str(tiny_model)]
     for folder, extra, kind in (
         ("dense", [], "original"),
@@ -455,6 +489,10 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
         (["merge", str(tmp_path / "x"), *rest[:2], "--teacher", "demo"], "was trained from another model than demo"),
         (["rcm", "--teacher", str(tmp_path / "dense"), "--folder", str(tmp_path / "y")], "is no teacher"),
         (["rcm", "--steps", "5", "--warmup", "9"], "end within --warmup 9"),
+        ([*on, left[0]], "--from and --from-fake go together"),
+        ([*on, left[0], left[1].replace("fake.safetensors", "rcm.safetensors")], "holds no fake of `train rcm`"),
+        ([*on[:1], *on[3:], *left], "was distilled from another teacher"),
+        ([*on, "--warmup", "0", "--guidance", "3"], "was begun with guidance 4.0, and cannot go on with 3.0"),
     ):
         assert cli.main(["train", *arguments]) != 0
         error = capsys.readouterr().err

@@ -18,8 +18,8 @@ teacher, the fake score or the student's derivative is not, counts nothing, and 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.parallel.groups import rank_and_size
@@ -66,16 +67,27 @@ class RCMRecipe:
     def __post_init__(self) -> None:
         if self.consistency not in ("continuous", "discrete"):
             raise ValueError(f'consistency {self.consistency!r}: "continuous" or "discrete"')
+        if self.student_every < 1 or not 0 <= self.one_step_share <= 1:
+            raise ValueError("student_every is 1 or more, one_step_share is from 0 to 1")
 
     def turn(self, step: int) -> str:
         """Which network a step trains."""
         return "student" if step < self.warmup or (step - self.warmup) % self.student_every == 0 else "fake"
 
+    def kind(self, step: int) -> str:
+        """Return the kind of a step by what it costs: "warmup" (consistency alone), "student" or "fake"."""
+        return "warmup" if step < self.warmup else self.turn(step)
+
     def rollout_steps(self, step: int) -> int:
-        """In how many steps the student makes samples: 1, 2, 3, 4 and again, in the turns of each network."""
+        """Return in how many steps the student makes samples, at a step of either network.
+
+        Each network sees 1, 2, 3, 4 and again, or as many of one step as `one_step_share` says, evenly spread.
+        """
         since = step - self.warmup
         students = since // self.student_every
-        return 1 + (students if self.turn(step) == "student" else since - students - 1) % MAX_STEPS
+        count = students if self.turn(step) == "student" else since - students - 1
+        ones, then = (math.ceil(n * self.one_step_share - 1e-9) for n in (count, count + 1))  # before, and with this
+        return 1 if then > ones else 2 + (count - ones) % (MAX_STEPS - 1)
 
 
 class Losses(NamedTuple):
@@ -292,15 +304,15 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
         else:
             consistency = discrete_consistency_loss(student, teacher, at.x0, at.noise(), at.uniform() * 47 / 48)
         values = {"consistency": consistency.loss_B.mean(), "broken": consistency.broken_B.float().mean()}
-        loss = recipe.consistency_weight * values["consistency"]
+        terms = {"term.consistency": recipe.consistency_weight * values["consistency"]}
         if step >= recipe.warmup and recipe.dmd_weight:
-            made = at.made(student, recipe.rollout_steps(step))
+            made = at.made(at.field("student"), recipe.rollout_steps(step))  # a graph apart from consistency's
             with torch.no_grad():
                 fake = at.field("fake")
             dmd = dmd_loss(made, fake, teacher, at.noise(), trig_times(at.uniform()))
             values |= {"dmd": dmd.loss_B.mean(), "broken_dmd": dmd.broken_B.float().mean()}
-            loss = loss + recipe.dmd_weight * values["dmd"]
-        return {"loss": loss, **values}
+            terms["term.dmd"] = recipe.dmd_weight * values["dmd"]
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms, **values}
 
     def fake_loss(at: _Step, step: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -320,15 +332,53 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
     return loss
 
 
-def train_rcm(networks: Networks, bank: LatentBank, recipe: RCMRecipe, schedule: Schedule, run: Path) -> Trainer:
-    """One leg; resumes what is in `run`, else student and fake score begin as the teacher."""
+@dataclass(frozen=True)
+class Start:
+    """Weights to begin from, by the networks' own names: what an earlier distillation of the same teacher left."""
+
+    student: Mapping[str, Tensor]
+    fake: Mapping[str, Tensor]
+
+
+def train_rcm(
+    networks: Networks,
+    bank: LatentBank,
+    recipe: RCMRecipe,
+    schedule: Schedule,
+    run: Path,
+    *,
+    start: Start | None = None,
+    teacher: str = "",
+    saved: Callable[[Trainer], None] | None = None,
+) -> Trainer:
+    """Train until the schedule or its minutes end; resumes what is in `run`.
+
+    Else student and fake score begin from `start`, or as the teacher. teacher: its digest; a run resumes with the same
+    teacher, recipe, rate and clip alone. saved: called after each save.
+    Raises CheckpointError for a run of other settings, and for a `start` of other networks.
+    """
+    try:
+        networks.student.load_state_dict(dict(start.student) if start else networks.teacher.state_dict())
+        networks.fake.load_state_dict(dict(start.fake) if start else networks.teacher.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights to begin from are not of this teacher's size: {error}") from None
     for network in (networks.student, networks.fake):
-        network.load_state_dict(networks.teacher.state_dict())
         network.train().requires_grad_(True)
     for module in (networks.teacher, networks.text):
         module.eval().requires_grad_(False)
     modules = nn.ModuleDict({"student": networks.student, "fake": networks.fake})
-    trainer = Trainer(modules, schedule, run, turn=recipe.turn, rates={"fake": recipe.fake_rate})
+    settings = {name: value for name, value in asdict(recipe).items() if name != "compile"}
+    settings |= {"lr": schedule.lr, "clip": schedule.clip, "teacher": teacher}
+    trainer = Trainer(
+        modules,
+        schedule,
+        run,
+        turn=recipe.turn,
+        kind=recipe.kind,
+        rates={"fake": recipe.fake_rate},
+        settings=settings,
+        saved=saved,
+    )
     trainer.resume()
     trainer.fit(make_loss(networks, bank, recipe), prepare=bank.advance)
     return trainer
