@@ -31,6 +31,8 @@ Clips = Annotated[int, typer.Option(help="Clips held encoded on each GPU.")]
 Fresh = Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
+Format = Annotated[Literal["int8", "bf16"], typer.Option(help="bf16: twice as large, for a model that is trained on.")]
+
 RESULTS = Path("benchmarks/results/demo.json")
 DEFAULT_ATLAS = Path(".cache/demo-world/atlas.npz")
 
@@ -132,11 +134,13 @@ def pack(
     vae_run: VAERun = Path("runs/vae"),
     flow_run: Annotated[Path, typer.Option(help="Folder of the teacher's run.")] = Path("runs/flow"),
     atlas: Atlas = DEFAULT_ATLAS,
+    format: Format = "int8",
 ) -> None:
-    """Make a model folder of a trained VAE and teacher, its large weights in 8 bits (int8 blocks)."""
+    """Make a model folder of a trained VAE and teacher, its large weights in 8 bits (int8 blocks) or all in bf16."""
     from turbodiffusion.training import artifacts as runs
 
-    print(f"{target}: {runs.pack(vae_run, flow_run, atlas, target) / 1e6:.1f} MB")
+    store = "int8_block" if format == "int8" else None
+    print(f"{target}: {runs.pack(vae_run, flow_run, atlas, target, store=store) / 1e6:.1f} MB")
 
 
 @app.command("probe")
@@ -292,6 +296,7 @@ def merge(
         Path | None, typer.Option(help="Weights for sparse attention, from `train sla`.", show_default=False)
     ] = None,
     teacher: Teacher = "demo",
+    format: Format = "int8",
 ) -> None:
     """Make a model folder of a distilled student, with sparse attention's fine-tuning added if given."""
     import torch
@@ -313,7 +318,8 @@ def merge(
         student = add_change(student, weights[sla], known.transformer.state_dict())
         attention = {"attention_type": "sla", "sla_topk": float(about[sla]["sla_topk"])}
     preset = runs.distilled(known.preset, float(about[rcm]["sigma_max"]), **attention)
-    print(f"{target}: {runs.pack_distilled(target, known, preset, student) / 1e6:.1f} MB")
+    store = "int8_block" if format == "int8" else None
+    print(f"{target}: {runs.pack_distilled(target, known, preset, student, store=store) / 1e6:.1f} MB")
 
 
 def evaluate(
