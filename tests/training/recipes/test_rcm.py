@@ -94,6 +94,21 @@ def test_the_warmup_ratio_is_of_the_noisy_clip_alone(drawn, ratio: float) -> Non
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
+def test_a_smooth_field_has_its_secants_direction_and_a_rough_one_has_not(drawn) -> None:
+    x, t_B = drawn
+    cosine, length = rcm.against_secants(teacher, x, t_B, [1e-4, 1e-3])
+    torch.testing.assert_close(cosine, torch.ones_like(cosine), rtol=1e-6, atol=0)
+    torch.testing.assert_close(length, torch.ones_like(length), rtol=1e-4, atol=0)
+
+    across = x.flip(-1) - x * over((x.flip(-1) * x).flatten(1).sum(1) / x.square().flatten(1).sum(1))
+
+    def rough(x: Tensor, t: Tensor) -> Tensor:  # waves in time, of which the secant sees as many up as down
+        return teacher(x, t) + 0.05 * torch.sin(1000 * over(t - t_B)) * across
+
+    cosine, length = rcm.against_secants(rough, x, t_B, [0.02 * math.pi])
+    assert cosine.abs().max() < 0.2 and length.min() > 5
+
+
 def test_two_times_of_a_trajectory_end_in_one_place(drawn) -> None:
     noise, _ = drawn
     u_B = torch.linspace(0.05, 47 / 48, SHAPE[0], dtype=torch.float64)

@@ -146,6 +146,35 @@ def _moved_to(value_BCTHW: Tensor, change_BCTHW: Tensor) -> Losses:
     return Losses(_squares(torch.where(_over(broken), 0.0, away)), broken)
 
 
+@torch.no_grad()
+def derivative(field: Field, x_BCTHW: Tensor, t_B: Tensor, dx_BCTHW: Tensor, dt_B: Tensor) -> Tensor:
+    """Return the change of a field at (x, t) along (dx, dt), by forward-mode differentiation."""
+    with forward_ad.dual_level():
+        moving = field(forward_ad.make_dual(x_BCTHW, dx_BCTHW), forward_ad.make_dual(t_B, dt_B))
+        tangent = forward_ad.unpack_dual(moving).tangent
+        assert tangent is not None
+        return tangent
+
+
+@torch.no_grad()
+def against_secants(field: Field, x_BCTHW: Tensor, t_B: Tensor, widths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Compare dF/dt along a field's own trajectory with its secants between t - width / 2 and t + width / 2.
+
+    Returns the cosine between both and the derivative's length as a share of the secant's, [widths, B] each. The
+    derivative says where the field goes next only if the cosine is near 1: a rough field's is not, and the discrete
+    loss, whose times are a step apart, is to be trusted more there.
+    """
+    F = field(x_BCTHW, t_B)
+    exact = derivative(field, x_BCTHW, t_B, F, torch.ones_like(t_B)).flatten(1)
+    cosines, lengths = [], []
+    for width in widths:
+        before, after = (field(x_BCTHW + h * F, t_B + h) for h in (-width / 2, width / 2))
+        secant = ((after - before) / width).flatten(1)
+        cosines.append(torch.cosine_similarity(exact, secant))
+        lengths.append(exact.norm(dim=1) / secant.norm(dim=1))
+    return torch.stack(cosines), torch.stack(lengths)
+
+
 def consistency_loss(
     student: Field, F_teacher_BCTHW: Tensor, x_BCTHW: Tensor, t_B: Tensor, ratio: float, *, derived: Field | None = None
 ) -> Losses:
@@ -163,10 +192,8 @@ def consistency_loss(
     cos, sin = t_B.cos(), t_B.sin()
     both = cos * sin
     F = student(x_BCTHW, t_B)
-    with torch.no_grad(), forward_ad.dual_level():
-        moving = forward_ad.make_dual(x_BCTHW, _over(both) * F_teacher_BCTHW)
-        dF = forward_ad.unpack_dual((derived or student)(moving, forward_ad.make_dual(t_B, both))).tangent
-        assert dF is not None
+    with torch.no_grad():
+        dF = derivative(derived or student, x_BCTHW, t_B, _over(both) * F_teacher_BCTHW, both)
         near = _over(cos * (1 - (ratio * sin).square()).sqrt()) * (F.detach() - F_teacher_BCTHW)
         g = -near - (ratio * _over(both) * x_BCTHW + dF)
         g = g / (_over(_squares(g).sqrt()) + TANGENT_SCALE)
