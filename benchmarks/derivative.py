@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from turbodiffusion.training import rcm, runs
+from turbodiffusion.training import artifacts as runs
+from turbodiffusion.training.recipes import rcm
 from turbodiffusion.training.trainer import step_generator, torch_generator
 
 TIMES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98)  # flow times

@@ -10,6 +10,7 @@ import torch
 from turbodiffusion.config import REFERENCE, TRITON
 from turbodiffusion.demo.factors import is_held_out
 from turbodiffusion.errors import MachineError, RequestError, UserError
+from turbodiffusion.evaluation import evaluate as judge
 from turbodiffusion.evaluation.evaluate import (
     Questions,
     control_rows,
@@ -46,6 +47,10 @@ def test_prompts_are_held_out_half_chinese_and_the_same_every_time(overfitted, s
     assert all(clip.row.name in prompt for clip, prompt in zip(asked.clips[::2], asked.prompts[::2], strict=True))
 
 
+def unguided(model):
+    return replace(model, preset=replace(model.preset, guidance=1.0))
+
+
 def test_a_batch_has_the_pipelines_clips(tiny, tiny_model) -> None:
     pytest.importorskip("av")
     from turbodiffusion.inference.pipeline import Pipeline
@@ -53,6 +58,9 @@ def test_a_batch_has_the_pipelines_clips(tiny, tiny_model) -> None:
 
     prompts = ["a red fox hops", "一只红色的狐狸在草地上奔跑"]
     videos = make_clips(tiny, prompts, [11, 12])
+    # Prompts and guidance are seen by far more than the rounding that is allowed below.
+    for other in (make_clips(tiny, prompts[::-1], [11, 12]), make_clips(unguided(tiny), prompts, [11, 12])):
+        assert (other - videos).abs().flatten(1).amax(1).min() > 3 / 127.5
     pipeline = Pipeline.load(str(tiny_model), device="cpu")
     for prompt, seed, video in zip(prompts, (11, 12), videos, strict=True):
         frames = torch.from_numpy(pipeline.generate(Request(prompt, seed=seed)).frames).permute(3, 0, 1, 2)
@@ -150,6 +158,38 @@ def test_evaluate_writes_the_rows_that_a_result_file_needs(overfitted, small_wor
     assert needed <= names
     assert {"teacher.diversity", "rcm4.diversity", "rcm4.motion.difference", "render.frechet", "vae.ssim"} <= names
     assert all(np.isfinite(row.value) for row in rows)
+
+
+def test_a_perfect_model_reads_as_its_renders_do(overfitted, small_world, tiny_model, monkeypatch) -> None:
+    """What makes a render of the prompt it is given has the adherence of renders, and no Frechet distance to them."""
+    probe, _, _ = overfitted
+    count, seeds, asked_for = 12, 3, []
+    asked = held_out_questions(probe, count, small_world.subjects)
+    renders = dict(zip(asked.prompts, asked.clips, strict=True))
+
+    def perfect(model, prompts, seeds):
+        asked_for.append((list(prompts), list(seeds)))
+        return small_world.render([renders[prompt] for prompt in prompts])
+
+    monkeypatch.setattr(judge, "make_clips", perfect)
+    variants = [Variant(name, str(tiny_model)) for name in ("teacher", "rcm4", "rcm2")]
+    found = evaluate(small_world, probe, variants, prompts=count, batch=5, diverse=2, seeds=seeds, vae_clips=2)
+    rows = {row.name: row.value for part in found for row in part}
+    for name in ("teacher", "rcm4", "rcm2"):
+        for factor in ("subject", "colour", "motion", "scene"):
+            assert rows[f"{name}.{factor}.adherence"] == rows[f"control.none.{factor}"]
+        assert rows[f"{name}.frechet"] == pytest.approx(0, abs=1e-4)
+        assert rows[f"{name}.diversity"] == pytest.approx(0, abs=1e-4)
+    assert rows["render.frechet"] > 0.01  # other renders of these prompts are another matter
+    assert 0 < rows["control.none.subject"] < 1 or 0 < rows["control.none.motion"] < 1  # an order can be wrong
+    third = len(asked_for) // 3
+    teachers, *students = (asked_for[k * third : (k + 1) * third] for k in range(3))
+    assert students == [teachers, teachers]  # paired: the same prompts and seeds for each variant
+    assert [prompt for prompts, _ in teachers for prompt in prompts] == asked.prompts + [
+        prompt for prompt in asked.prompts[:2] for _ in range(seeds)
+    ]
+    drawn = [seed for _, many in teachers for seed in many]
+    assert drawn == list(range(1, count + 2 * seeds + 1))
 
 
 def test_variants_are_read_from_the_command_line() -> None:
