@@ -20,7 +20,7 @@ from turbodiffusion.training.recipes import rcm
 from turbodiffusion.training.trainer import step_generator, torch_generator
 
 TIMES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98)  # flow times
-WIDTHS = (0.01, 0.03, 0.1)
+WIDTHS = (0.001, 0.01, 0.1)
 
 
 def main() -> None:
