@@ -33,7 +33,6 @@ VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
 Format = Annotated[Literal["int8", "bf16"], typer.Option(help="bf16: twice as large, for a model that is trained on.")]
 
-RESULTS = Path("benchmarks/results/demo.json")
 DEFAULT_ATLAS = Path(".cache/demo-world/atlas.npz")
 
 
@@ -311,6 +310,8 @@ def merge(
     for path, field in ((rcm, "sigma_max"), (sla, "sla_topk")):
         if path is not None and field not in about[path]:
             raise CheckpointError(f"{path} is no file of `train {'rcm' if field == 'sigma_max' else 'sla'}`")
+        if path is not None and about[path].get("part") == "fake":
+            raise CheckpointError(f"{path} is a fake score: give rcm.safetensors or student.safetensors of that run")
         if path is not None and about[path]["teacher"] != runs.digest(known.transformer):
             raise CheckpointError(f"{path} was trained from another model than {teacher}: name that one as --teacher")
     student, attention = weights[rcm], {}
@@ -328,19 +329,27 @@ def evaluate(
         "runs/probe/probe.safetensors"
     ),
     atlas: Atlas = DEFAULT_ATLAS,
-    output: Annotated[Path, typer.Option(help="Result file; its other rows stay.")] = RESULTS,
+    output: Annotated[
+        Path | None, typer.Option(help="Result file; its other rows stay. demo.json or quality.json by default.")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts, half of them Chinese; 256 for a quick look.")] = 4096,
     batch: Annotated[int, typer.Option(help="Videos made at a time.")] = 64,
     cpu: Annotated[bool, typer.Option(help="Only what a video costs on two CPU cores.")] = False,
+    quality: Annotated[
+        bool, typer.Option(help="The report on distilled variants: quality.json, with targets.")
+    ] = False,
     compile: Annotated[bool, typer.Option(help="torch.compile the transformers, as references.")] = False,
 ) -> None:
     """Judge demo models: adherence to held-out prompts, Frechet distance, diversity, and the judge's own controls.
 
     As in: turbodiffusion evaluate teacher=demo,num_steps=50
+    or: turbodiffusion evaluate --quality teacher=demo,num_steps=50 rcm4=models/rcm rcm1=models/rcm,num_steps=1
     """
     from turbodiffusion.evaluation.evaluate import evaluate_command
 
-    evaluate_command(variants, probe, atlas, output, prompts=prompts, batch=batch, cpu=cpu, compile=compile)
+    evaluate_command(
+        variants, probe, atlas, output, prompts=prompts, batch=batch, cpu=cpu, quality=quality, compile=compile
+    )
 
 
 if __name__ == "__main__":

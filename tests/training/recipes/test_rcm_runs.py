@@ -393,6 +393,7 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
     for arguments, words in (
         (["merge", str(tmp_path / "x"), *of_sla], "is no file of `train rcm`"),
         (["merge", str(tmp_path / "x"), *rest[:2], "--teacher", "demo"], "was trained from another model than demo"),
+        (["merge", str(tmp_path / "x"), *[x.replace("rcm.safe", "fake.safe") for x in rest]], "is a fake score"),
         (["rcm", "--teacher", str(tmp_path / "dense"), "--folder", str(tmp_path / "y")], "is no teacher"),
         (["rcm", "--steps", "5", "--warmup", "9"], "end within --warmup 9"),
         ([*on, left[0]], "--from and --from-fake go together"),
