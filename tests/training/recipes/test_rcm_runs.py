@@ -381,12 +381,13 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
         extra = [*extra, "--format", "bf16"]
         assert cli.main(["train", "merge", str(tmp_path / folder), *rest, *extra]) == 0, capsys.readouterr().err
         pipe = td.Pipeline.load(str(tmp_path / folder))
-        assert pipe.kinds.attention_type == kind and (kind == "original" or pipe.kinds.sla_topk == 0.2)
+        assert pipe.model.compute.attention_type == kind and (kind == "original" or pipe.model.compute.sla_topk == 0.2)
         stored = open_checkpoint(tmp_path / folder, "transformer")
         for name, x in runs.read_weights(tmp_path / "rcm" / "rcm.safetensors").items():
             change = tuned[name] - pretrained[name].float() if kind == "sla" else torch.zeros(())
             assert torch.equal(stored.read(name).reshape(x.shape), (x + change).bfloat16())
-        assert pipe.preset.sigma_max == 80 and pipe.preset.sampler == "rcm" and pipe.preset.num_steps == 4
+        preset = pipe.model.preset
+        assert preset.sigma_max == 80 and preset.sampler == "rcm" and preset.num_steps == 4
         result = pipe.generate(td.Request(prompt="a red fox hops", seed=2))
         assert result.frames.shape == (5, 64, 64, 3) and not any("fine-tuned" in notice for notice in result.notices)
     of_sla = ["--rcm", str(tmp_path / "sla" / "sla.safetensors"), "--teacher", str(tiny_model)]
