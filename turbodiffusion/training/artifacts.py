@@ -79,6 +79,19 @@ def read_about(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def read_part(path: Path, part: str, teacher: str) -> dict[str, Tensor]:
+    """Return the weights that `train rcm` left of its "student" or "fake" score, float32 on the CPU.
+
+    Raises CheckpointError for another file, and for one whose teacher has another digest than `teacher`.
+    """
+    weights, about = read_weights(path), read_about(path)
+    if about.get("part") != part:
+        raise CheckpointError(f"{path} holds no {part} of `train rcm`: give the {part}.safetensors that it wrote")
+    if about.get("teacher") != teacher:
+        raise CheckpointError(f"{path} was distilled from another teacher: name that one as --teacher")
+    return weights
+
+
 def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
     """RUN/vae.safetensors and RUN/vae.json."""
     write_weights(run / "vae.safetensors", vae.state_dict())
@@ -180,30 +193,43 @@ def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], confi
     return Tokenizer(path, config.text_len)
 
 
-def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path) -> int:
-    """Write the model folder of a VAE and a teacher; returns its bytes."""
+def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path, *, store: str | None = "int8_block") -> int:
+    """Write the model folder of a VAE and a teacher; returns its bytes. store: as `write_model`."""
     demo = MODELS["demo"]
     cpu = torch.device("cpu")
     transformer, text = read_flow(flow_run, demo.transformer, demo.text, cpu)
     preset = replace(demo, subjects=tuple(subject.name for subject in atlas_subjects(atlas)))
     tokenizer = Tokenizer(flow_run / "spiece.model", demo.text.text_len)
-    return write_model(target, DemoModel(preset, transformer, text, read_vae(vae_run, cpu), tokenizer))
+    model = DemoModel(preset, transformer, text, read_vae(vae_run, cpu), tokenizer)
+    return write_model(target, model, store=store)
 
 
-def pack_distilled(target: Path, teacher: DemoModel, preset: ModelPreset, student: Mapping[str, Tensor]) -> int:
-    """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes."""
+def pack_distilled(
+    target: Path,
+    teacher: DemoModel,
+    preset: ModelPreset,
+    student: Mapping[str, Tensor],
+    *,
+    store: str | None = "int8_block",
+) -> int:
+    """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes.
+
+    store: as `write_model`. Raises CheckpointError for weights of another network.
+    """
     transformer = WanTransformer(replace(preset.transformer, kernels=REFERENCE, quant_linear="off"))
     try:
         transformer.load_state_dict(dict(student))
     except RuntimeError as error:
         raise CheckpointError(f"these weights are not of a student of this teacher: {error}") from None
-    return write_model(target, replace(teacher, preset=preset, transformer=transformer))
+    return write_model(target, replace(teacher, preset=preset, transformer=transformer), store=store)
 
 
-def write_model(target: Path, model: DemoModel) -> int:
+def write_model(target: Path, model: DemoModel, *, store: str | None = "int8_block") -> int:
     """Write a model folder, whose parts are bfloat16 afterwards; returns its bytes.
 
-    Large weights are stored in int8 blocks, the rest in bfloat16; they are computed with in float32 where Wan does so.
+    store: "int8_block" keeps large weights in int8 blocks, the rest in bfloat16; None keeps all in bfloat16, for a
+    model that is trained on: eight bits lose half of a change of 1e-3. They are computed with in float32 where Wan
+    does so.
     """
     preset = model.preset
     sampling = {name: getattr(preset, name) for name in SAMPLING_FIELDS}
@@ -218,6 +244,6 @@ def write_model(target: Path, model: DemoModel) -> int:
         vae=model.vae.to(torch.bfloat16),
         text=model.text.to(torch.bfloat16),
         tokenizer=model.tokenizer.path,
-        store="int8_block",
+        store=store,
     )
     return sum(path.stat().st_size for path in target.iterdir())
