@@ -37,7 +37,7 @@ def main() -> None:
     bank.advance(0)
     guidance = asked.guidance or known.preset.guidance or 1.0
     recipe = rcm.RCMRecipe(batch=asked.batch, guidance=guidance, compile=False)
-    networks = rcm.Networks(known.transformer, known.transformer, known.transformer, known.text)
+    networks = rcm.Networks(known.transformer, known.transformer, known.transformer, known.prompt_encoder.encoder)
     forward = dict.fromkeys(("student", "fake", "teacher"), known.transformer)
     generator = torch_generator(step_generator(recipe.seed, 0), device)
     print(f"{asked.model}, guidance {guidance:g}, {asked.clips} clips; cosine and length at widths {WIDTHS}")

@@ -50,7 +50,7 @@ def test_prompts_are_held_out_half_chinese_and_the_same_every_time(overfitted, s
 
 
 def unguided(model):
-    return replace(model, preset=replace(model.preset, guidance=1.0))
+    return model.with_network(replace(model.preset, guidance=1.0), model.transformer)
 
 
 def test_a_batch_has_the_pipelines_clips(tiny, tiny_model) -> None:
@@ -93,16 +93,14 @@ def test_a_distilled_variant_takes_one_forward_a_step(tiny) -> None:
     from turbodiffusion.inference.sampling import noise
     from turbodiffusion.schedules import rcm_times
 
-    student = replace(
-        tiny, preset=replace(tiny.preset, sampler="rcm", sigma_max=80.0, num_steps=1, guidance=None, shift=None)
-    )
+    changes = {"sampler": "rcm", "sigma_max": 80.0, "num_steps": 1, "guidance": None, "shift": None}
+    student = tiny.with_network(replace(tiny.preset, **changes), tiny.transformer)
     (video,) = make_clips(student, ["a blue ball rolls"], [5])
     t = rcm_times(1, 80.0)[0]
     x = noise((1, 16, 2, 8, 8), 0, 0)
     x[0] = noise((16, 2, 8, 8), 5, 0) * t
-    ids, mask = tiny.tokenizer(["a blue ball rolls"], clean=False)
     with torch.no_grad():
-        context = tiny.transformer.encode_context(tiny.text(ids, mask))
+        context = tiny.transformer.encode_context(tiny.prompt_encoder.encode("a blue ball rolls"))
         clean = x.double() - t * tiny.transformer(x, torch.tensor([1000 * t]), context).double()
         expected = tiny.vae.decode(clean.float()).clamp(-1, 1)
     torch.testing.assert_close(video, expected[0], rtol=0, atol=1e-4)  # float32 in batches of one either way
@@ -188,7 +186,7 @@ def test_chance_is_what_other_truths_give(overfitted) -> None:
 def test_the_new_teacher_is_compared_on_the_old_ones_subjects(overfitted, small_world, tiny, monkeypatch) -> None:
     """Half of the old one's distance without its VAE's share, and the new VAE's on top."""
     probe, _, _ = overfitted
-    old = replace(tiny, preset=replace(tiny.preset, subjects=("octopus",)))
+    old = tiny.with_network(replace(tiny.preset, subjects=("octopus",)), tiny.transformer)
     seen = []
 
     def watched(model, prompts, seeds):

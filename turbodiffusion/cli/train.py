@@ -102,7 +102,7 @@ def train_flow(
     compile: Compile = True,
 ) -> None:
     """Train transformer and text encoder by flow matching; writes flow.safetensors (EMA), spiece.model and a sheet."""
-    from turbodiffusion.inference.batch import DemoModel
+    from turbodiffusion.inference.loaded_model import LoadedModel
     from turbodiffusion.parallel.groups import rank_and_size
     from turbodiffusion.presets import MODELS
     from turbodiffusion.training import artifacts as runs
@@ -124,7 +124,9 @@ def train_flow(
         runs.write_weights(run / "flow.safetensors", trainer.ema_state())
         transformer, text = runs.read_flow(run, demo.transformer, demo.text, device)
         shown = replace(demo, resolution=f"{side}x{side}") if side else demo
-        draw_sheet(DemoModel(shown, transformer, text, bank.vae, tokenizer), run / f"sheet-{trainer.step}.png")
+        draw_sheet(
+            LoadedModel.of_networks(shown, transformer, bank.vae, text, tokenizer), run / f"sheet-{trainer.step}.png"
+        )
 
 
 @app.command("pack")
@@ -237,7 +239,7 @@ def train_rcm(
         compile=compile,
     )
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999), clip=clip)
-    networks = rcm.Networks(student, fake, known.transformer, known.text)
+    networks = rcm.Networks(student, fake, known.transformer, known.prompt_encoder.encoder)
 
     def write(trainer: Trainer) -> None:
         about = {"teacher": origin, "sigma_max": str(sigma_max), "step": str(trainer.step)}
@@ -250,7 +252,7 @@ def train_rcm(
         student.load_state_dict(trainer.average("student"))
         preset = runs.distilled(known.preset, sigma_max)
         for count in (4, 2, 1):
-            few = replace(known, preset=replace(preset, num_steps=count), transformer=student)
+            few = known.with_network(replace(preset, num_steps=count), student)
             draw_sheet(few, run / f"sheet-{trainer.step}-in-{count}.png")
 
 
@@ -278,7 +280,7 @@ def train_sla(
     sparse = runs.another(known.transformer, attention_type="sla", sla_topk=topk)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
     recipe = sla.SLARecipe(batch=batch, compile=compile)
-    trainer = sla.train_sla(known.transformer, sparse, known.text, bank, recipe, schedule, run)
+    trainer = sla.train_sla(known.transformer, sparse, known.prompt_encoder.encoder, bank, recipe, schedule, run)
     if trainer.rank == 0:
         sparse.load_state_dict(trainer.average("transformer"))
         about = {"teacher": runs.digest(known.transformer), "sla_topk": str(topk)}

@@ -39,7 +39,8 @@ from turbodiffusion.evaluation.metrics import (
 )
 from turbodiffusion.evaluation.result_file import VARIANTS, Row, command_line, cpu_name, write_results
 from turbodiffusion.evaluation.targets import CEILING, OLD, SHIPPED, SHIPPED_SECONDS, chances, target_of
-from turbodiffusion.inference.batch import DemoModel, Variant, load_variant, make_clips, parse_variant
+from turbodiffusion.inference.batch import Variant, load_variant, make_clips, parse_variant
+from turbodiffusion.inference.loaded_model import LoadedModel
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.training.artifacts import demo_world, prepare, read_vae
 from turbodiffusion.training.trainer import Schedule
@@ -64,7 +65,7 @@ class Reading:
 
 
 def read_model(
-    model: DemoModel, probe: Probe, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, label: str
+    model: LoadedModel, probe: Probe, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, label: str
 ) -> Reading:
     """The probe's reading of a clip for each prompt and seed; says how far it is."""
     pieces = _batches(len(prompts), batch, label)
@@ -383,7 +384,9 @@ def evaluate(
         yield old_rows(world, probe, before, models[0], prompts, batch=batch)
 
 
-def old_rows(world: World, probe: Probe, old: DemoModel, teacher: DemoModel, count: int, *, batch: int) -> list[Row]:
+def old_rows(
+    world: World, probe: Probe, old: LoadedModel, teacher: LoadedModel, count: int, *, batch: int
+) -> list[Row]:
     """Frechet distances of an older teacher and the new one, each beside its VAE's, on the old one's subjects.
 
     The new one's, without its VAE's share, is to be half of the old one's.
@@ -402,7 +405,7 @@ def old_rows(world: World, probe: Probe, old: DemoModel, teacher: DemoModel, cou
     return [*found[:3], replace(found[3], target=new_vae + (old_frechet - old_vae) / 2)]
 
 
-def _check_size(variant: Variant, model: DemoModel, probe: Probe) -> None:
+def _check_size(variant: Variant, model: LoadedModel, probe: Probe) -> None:
     preset, config = model.preset, probe.config
     made, seen = (preset.height, preset.width, preset.num_frames), (*config.size, config.clip_frames)
     if made != seen:

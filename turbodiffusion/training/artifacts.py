@@ -21,8 +21,11 @@ from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
 from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
 from turbodiffusion.inference import model_source as source
-from turbodiffusion.inference.batch import DemoModel, read_model
+from turbodiffusion.inference.auto import ComputeConfig
+from turbodiffusion.inference.load_options import LoadOptions
+from turbodiffusion.inference.loaded_model import LoadedModel, Placement
 from turbodiffusion.inference.model_source import SAMPLING_FIELDS
+from turbodiffusion.inference.stage_timer import StageTimer
 from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -126,7 +129,7 @@ def another(network: WanTransformer, **changes: Any) -> WanTransformer:
     return WanTransformer(replace(network.config, **changes), device=network.head.head.weight.device)
 
 
-def bank_of(model: DemoModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
+def bank_of(model: LoadedModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
     """Clips of the demo world at the model's size; `seed` is the first rank's, each has clips of its own.
 
     Raises RequestError for subjects that the model was not trained on.
@@ -139,7 +142,9 @@ def bank_of(model: DemoModel, atlas: Path, *, size: int, fresh: int, seed: int) 
             f"--subjects '{','.join(preset.subjects)}'"
         )
     scenes = World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
-    return LatentBank(scenes, model.vae, model.tokenizer, size=size, fresh=fresh, seed=seed + rank_and_size()[0])
+    return LatentBank(
+        scenes, model.vae, model.prompt_encoder.tokenizer, size=size, fresh=fresh, seed=seed + rank_and_size()[0]
+    )
 
 
 def distilled(teacher: ModelPreset, sigma_max: float, **attention: Any) -> ModelPreset:
@@ -163,7 +168,7 @@ def digest(network: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def read_teacher(model: str, device: torch.device) -> DemoModel:
+def read_teacher(model: str, device: torch.device) -> LoadedModel:
     """The demo model or a folder of its kind, in float32, frozen, with dense attention: what training makes faster.
 
     Raises RequestError for a model that is distilled, or of two experts.
@@ -174,8 +179,9 @@ def read_teacher(model: str, device: torch.device) -> DemoModel:
         raise RequestError(f"{model} is no teacher: that is a model that samples its flow, as demo or a packed folder")
     # Dense attention by cuDNN on a GPU, and its derivative by a kernel; nothing in 8 bits, which has no gradient.
     kernels = Kernels(attention="triton" if device.type == "cuda" else "reference")
-    config = replace(preset.transformer, attention_type="original", quant_linear="off", kernels=kernels)
-    return read_model(preset, config, paths, device, torch.float32)
+    compute = ComputeConfig("original", preset.transformer.sla_topk, "off")
+    placement = Placement(device, "float32", kernels, compute, fuse=False)
+    return LoadedModel.read(preset, placement, LoadOptions(model), paths, StageTimer(None, device))
 
 
 def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:
@@ -200,13 +206,13 @@ def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path, *, store: str
     transformer, text = read_flow(flow_run, demo.transformer, demo.text, cpu)
     preset = replace(demo, subjects=tuple(subject.name for subject in atlas_subjects(atlas)))
     tokenizer = Tokenizer(flow_run / "spiece.model", demo.text.text_len)
-    model = DemoModel(preset, transformer, text, read_vae(vae_run, cpu), tokenizer)
+    model = LoadedModel.of_networks(preset, transformer, read_vae(vae_run, cpu), text, tokenizer)
     return write_model(target, model, store=store)
 
 
 def pack_distilled(
     target: Path,
-    teacher: DemoModel,
+    teacher: LoadedModel,
     preset: ModelPreset,
     student: Mapping[str, Tensor],
     *,
@@ -221,10 +227,10 @@ def pack_distilled(
         transformer.load_state_dict(dict(student))
     except RuntimeError as error:
         raise CheckpointError(f"these weights are not of a student of this teacher: {error}") from None
-    return write_model(target, replace(teacher, preset=preset, transformer=transformer), store=store)
+    return write_model(target, teacher.with_network(preset, transformer), store=store)
 
 
-def write_model(target: Path, model: DemoModel, *, store: str | None = "int8_block") -> int:
+def write_model(target: Path, model: LoadedModel, *, store: str | None = "int8_block") -> int:
     """Write a model folder, whose parts are bfloat16 afterwards; returns its bytes.
 
     store: "int8_block" keeps large weights in int8 blocks, the rest in bfloat16; None keeps all in bfloat16, for a
@@ -242,8 +248,8 @@ def write_model(target: Path, model: DemoModel, *, store: str | None = "int8_blo
         config=config,
         transformer=model.transformer.to(torch.bfloat16),
         vae=model.vae.to(torch.bfloat16),
-        text=model.text.to(torch.bfloat16),
-        tokenizer=model.tokenizer.path,
+        text=model.prompt_encoder.encoder.to(torch.bfloat16),
+        tokenizer=model.prompt_encoder.tokenizer.path,
         store=store,
     )
     return sum(path.stat().st_size for path in target.iterdir())

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from turbodiffusion.inference.batch import DemoModel, make_clips
+from turbodiffusion.inference.batch import make_clips
+from turbodiffusion.inference.loaded_model import LoadedModel
 
 PROMPTS = (
     "an orange cat runs to the right through a sunny garden",
@@ -21,7 +22,7 @@ VARIED = "a red car in the city"  # with eight seeds: weather, light and place a
 SHOWN, SIDE = 8, 128  # frames of a clip, pixels
 
 
-def draw_sheet(model: DemoModel, path: Path) -> None:
+def draw_sheet(model: LoadedModel, path: Path) -> None:
     """Write a PNG with a row of frames for each of PROMPTS, in order, seeds 1, 2, ..., and a last one for VARIED.
 
     The last row has the middle frames of seeds 1 to 8: whether a model still knows more than one video for a prompt.

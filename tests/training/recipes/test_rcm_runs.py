@@ -30,9 +30,9 @@ def parts(tiny_model, small_world):
     known = runs.read_teacher(str(tiny_model), torch.device("cpu"))
     torch.manual_seed(5)
     nn.init.normal_(known.transformer.head.head.weight, std=0.1)
-    bank = LatentBank(small_world, known.vae, known.tokenizer, size=4, fresh=2, seed=3, captions=2)
+    bank = LatentBank(small_world, known.vae, known.prompt_encoder.tokenizer, size=4, fresh=2, seed=3, captions=2)
     student, fake = (runs.another(known.transformer) for _ in range(2))
-    return rcm.Networks(student, fake, known.transformer, known.text), bank
+    return rcm.Networks(student, fake, known.transformer, known.prompt_encoder.encoder), bank
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:

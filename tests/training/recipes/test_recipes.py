@@ -20,7 +20,7 @@ from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import BY_NAME
 from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.evaluation.metrics import psnr
-from turbodiffusion.inference.batch import DemoModel
+from turbodiffusion.inference.loaded_model import LoadedModel
 from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -213,7 +213,7 @@ def test_a_run_becomes_a_model_folder(scenes, atlas, small, tokenizer, tmp_path,
     trained = nn.ModuleDict({"transformer": transformer, "text": text}).state_dict()
     for name, average in trainer.ema_state().items():
         assert torch.equal(trained[name], average.detach().to(torch.bfloat16).float())
-    draw_sheet(DemoModel(small, transformer, text, bank.vae, tokenizer), tmp_path / "sheet.png")
+    draw_sheet(LoadedModel.of_networks(small, transformer, bank.vae, text, tokenizer), tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 128 * (len(PROMPTS) + 1))
 
     assert runs.pack(vae_run, flow_run, atlas, tmp_path / "exact", store=None) < 8e6
