@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from turbodiffusion.training import artifacts as runs
+from turbodiffusion.training import artifacts
 from turbodiffusion.training.recipes import rcm
 from turbodiffusion.training.trainer import step_generator, torch_generator
 
@@ -31,9 +31,9 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=4)
     options.add_argument("--guidance", type=float, help="the model's own by default")
     asked = options.parse_args()
-    device = runs.prepare()
-    known = runs.read_teacher(asked.model, device)
-    bank = runs.bank_of(known, asked.atlas, size=asked.clips, fresh=1, seed=900)
+    device = artifacts.prepare()
+    known = artifacts.read_teacher(asked.model, device)
+    bank = artifacts.make_bank(known, asked.atlas, size=asked.clips, refresh=1, seed=900)
     bank.advance(0)
     guidance = asked.guidance or known.preset.guidance or 1.0
     recipe = rcm.RCMRecipe(batch=asked.batch, guidance=guidance, compile=False)

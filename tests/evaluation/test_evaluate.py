@@ -19,10 +19,10 @@ from turbodiffusion.evaluation.evaluate import (
     evaluate_command,
     held_out_questions,
     old_rows,
-    read_model,
+    predict_model,
     variant_rows,
 )
-from turbodiffusion.evaluation.judge import marks
+from turbodiffusion.evaluation.judge import grade
 from turbodiffusion.evaluation.result_file import REQUIRED, VARIANTS, missing, read_results
 from turbodiffusion.evaluation.targets import chances, target_of
 from turbodiffusion.inference.batch import Variant, load_variant, make_clips, parse_variant
@@ -45,7 +45,7 @@ def test_prompts_are_held_out_half_chinese_and_the_same_every_time(overfitted, s
     chinese = [any("\u4e00" <= letter <= "\u9fff" for letter in prompt) for prompt in asked.prompts]
     assert chinese == [False, True] * 10
     assert asked.prompts == held_out_questions(probe, 20, small_world.subjects).prompts
-    assert asked.truth.shape == (20, 6)
+    assert asked.labels.shape == (20, 6)
     assert all(clip.row.name in prompt for clip, prompt in zip(asked.clips[::2], asked.prompts[::2], strict=True))
 
 
@@ -129,7 +129,7 @@ def test_shuffled_labels_give_chance(overfitted) -> None:
     right = np.stack([rng.integers(0, size, 4000) for size in sizes], 1)
     read = right[rng.permutation(4000)]
     for (question, answers), marked in zip(
-        config.classes, marks(read, right, config, strict=True).values(), strict=True
+        config.classes, grade(read, right, config, strict=True).values(), strict=True
     ):
         chance = 1 / len(answers)
         assert abs(marked.mean() - chance) < 4 * (chance * (1 - chance) / len(marked)) ** 0.5, question
@@ -138,15 +138,15 @@ def test_shuffled_labels_give_chance(overfitted) -> None:
 def test_rows_of_a_model(overfitted, small_world, tiny) -> None:
     probe, _, _ = overfitted
     asked = held_out_questions(probe, 6, small_world.subjects)
-    reading = read_model(tiny, probe, asked.prompts, range(6), batch=4, label="teacher")
-    assert reading.answers.shape == (6, 6) and reading.features.shape == (6, 64)
+    predictions = predict_model(tiny, probe, asked.prompts, range(6), batch=4, label="teacher")
+    assert predictions.answers.shape == (6, 6) and predictions.features.shape == (6, 64)
     known = {f"control.none.{question}": 0.5 for question in probe.config.questions}
-    rows = variant_rows("teacher", reading, probe, asked, reading.features, known)
+    rows = variant_rows("teacher", predictions, probe, asked, predictions.features, known)
     named = {row.name: row for row in rows}
     assert named["teacher.subject.adherence"].target == pytest.approx(0.48)
     assert "of renders'" in named["teacher.subject.adherence"].method
     assert named["teacher.frechet"].value == pytest.approx(0, abs=1e-6)
-    for row in difference_rows("rcm4", reading, "teacher", reading, probe, asked):
+    for row in difference_rows("rcm4", predictions, "teacher", predictions, probe, asked):
         assert row.value == 0 and "paired" in row.method
 
 

@@ -17,14 +17,14 @@ from turbodiffusion.evaluation.judge import (
     ProbeRecipe,
     _shifted,
     augment,
+    grade,
+    label_indices,
     load_probe,
-    look,
-    marks,
     mirrored,
+    preprocess,
     probe_config,
     same_movement,
     save_probe,
-    truth,
 )
 
 # Paints worlds and trains: too long for make test-fast.
@@ -36,7 +36,7 @@ FISH = Factors("fish", "natural", "fly", "left", "", "", "underwater", "", "", "
 def test_it_learns_thirty_two_clips(overfitted) -> None:
     probe, bank, _ = overfitted
     answers, features = probe.read_views(bank.view)
-    right = marks(answers, bank.answers.numpy(), probe.config, strict=True)
+    right = grade(answers, bank.answers.numpy(), probe.config, strict=True)
     assert {factor: marked.mean() for factor, marked in right.items() if marked.mean() < 0.95} == {}
     # calibrated on these very clips
     torch.testing.assert_close(features.mean(0), torch.zeros(64), rtol=0, atol=1e-3)
@@ -116,18 +116,18 @@ def test_marks_are_given_where_they_count(small_world) -> None:
     near = replace(FISH, motion="approach", direction="")
     zoomed = replace(FISH, motion="still", direction="", camera="zoom in")
     grey = replace(FISH, style="sketch")  # no colour can be told
-    right = truth([near, zoomed, FISH, grey], config)
+    right = label_indices([near, zoomed, FISH, grey], config)
     assert [config.answers("colour")[k] for k in right[:, config.questions.index("colour")]] == ["blue"] * 3 + [
         "natural"
     ]
-    given = marks(right[[1, 0, 1, 2]], right, config)
+    given = grade(right[[1, 0, 1, 2]], right, config)
     assert given["motion"].tolist() == given["camera"].tolist() == [True, True, False, True]
     assert given["colour"].tolist() == [True] * 3  # the grey clip does not count
-    strict = marks(right[[1, 0, 1, 2]], right, config, strict=True)
+    strict = grade(right[[1, 0, 1, 2]], right, config, strict=True)
     assert strict["motion"].tolist() == [False, False, False, True]
     wrong = right.copy()
     wrong[:, config.questions.index("subject")] = (right[:, 0] + 1) % 3
-    assert marks(wrong, right, config)["subject"].sum() == 0
+    assert grade(wrong, right, config)["subject"].sum() == 0
 
 
 def test_only_what_occurs_is_asked(small_world) -> None:
@@ -136,18 +136,18 @@ def test_only_what_occurs_is_asked(small_world) -> None:
     assert config.answers("scene") == ("sea", "underwater")
     assert "fall" not in config.answers("motion") and {"still", "walk left", "fly up"} <= set(config.answers("motion"))
     with pytest.raises(UserError, match="without cat"):
-        truth([replace(FISH, subject="cat")], config)
+        label_indices([replace(FISH, subject="cat")], config)
 
 
 def test_it_looks_at_frames_spread_over_the_clip() -> None:
     config = ProbeConfig((), (64, 64), 33, side=32, frames=9)
     video = torch.linspace(-1, 1, 33).view(1, 1, 33, 1, 1).expand(2, 3, 33, 64, 64)
-    view = look(video, config)
+    view = preprocess(video, config)
     assert view.shape == (2, 3, 9, 32, 32) and view.dtype == torch.uint8
     assert view[0, 0, :, 0, 0].tolist() == [round(k * 255 / 8) for k in range(9)]
     checks = torch.zeros(1, 3, 1, 64, 64)
     checks[..., ::2, ::2] = 1  # a quarter of the pixels
-    assert (look(checks, replace(config, frames=1)) == 159).all()  # 0.25 in [-1, 1]
+    assert (preprocess(checks, replace(config, frames=1)) == 159).all()  # 0.25 in [-1, 1]
 
 
 def test_channels_shift_in_time() -> None:
@@ -166,14 +166,14 @@ def test_mirror_images_are_labelled_as_what_they_show(small_world) -> None:
         assert [turned[question][k] for k in turned[question]] == list(range(len(answers)))
     pans = replace(FISH, camera="pan left")
     other = replace(FISH, direction="right", camera="pan right")
-    a, b = truth([pans, other], config)
+    a, b = label_indices([pans, other], config)
     assert [turned[q][k] for q, k in zip(config.questions, a, strict=True)] == b.tolist()
 
 
 def test_augmentation(small_world) -> None:
     config = probe_config(small_world)
     view = torch.randint(0, 256, (4, 3, 5, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    answers = torch.from_numpy(truth([replace(FISH, camera="pan left")] * 4, config))
+    answers = torch.from_numpy(label_indices([replace(FISH, camera="pan left")] * 4, config))
     none = ProbeRecipe(flip=0, freeze=0, blur=0, noise=0, light=0)
 
     def run(recipe: ProbeRecipe) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,7 +195,7 @@ def test_augmentation(small_world) -> None:
 
 
 def test_the_bank_holds_what_belongs_to_its_step(small_world) -> None:
-    recipe = ProbeRecipe(first=4, size=6, fresh=2, held_out=0.5)
+    recipe = ProbeRecipe(first=4, size=6, refresh=2, held_out=0.5)
     config = replace(probe_config(small_world), side=32, frames=3)
     walked, jumped = (ProbeBank(small_world, config, recipe, None, seed=1) for _ in range(2))
     for step in range(4):

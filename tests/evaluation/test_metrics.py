@@ -15,8 +15,8 @@ from turbodiffusion.evaluation.metrics import (
     frechet_distance,
     frechet_interval,
     paired_difference,
+    proportion,
     psnr,
-    share,
     ssim,
 )
 from turbodiffusion.evaluation.result_file import REQUIRED, Row, check, read_results, write_results
@@ -105,9 +105,9 @@ def test_frechet_interval_covers_the_truth() -> None:
 
 def test_shares_and_paired_differences() -> None:
     right = np.array([True] * 90 + [False] * 10)
-    assert share(right) == pytest.approx((0.9, 0.03))
+    assert proportion(right) == pytest.approx((0.9, 0.03))
     with pytest.raises(ValueError, match="no answers"):
-        share(np.array([], bool))
+        proportion(np.array([], bool))
     worse = right.copy()
     worse[:10] = False
     difference, error = paired_difference(right, worse)

@@ -70,9 +70,17 @@ def test_modules_that_take_turns_have_steps_rates_and_one_ema(tmp_path: Path) ->
         nn.init.zeros_(part.weight)
     schedule = Schedule(lr=0.5, steps=7, warmup=0, decay=0.0, betas=(0.0, 0.999), weight_decay=0.0, log_every=1)
     modules = nn.ModuleDict({"first": first, "second": second})
-    turn = ["first", "second", "second", "second", "first", "second", "first"].__getitem__  # the third step breaks
-    trainer = Trainer(modules, schedule, tmp_path, turn=turn, rates={"second": 0.1})
-    trainer.fit(lambda step: {"loss": -modules[turn(step)].weight.sum() * (float("nan") if step == 2 else 1)})
+    select_network = [
+        "first",
+        "second",
+        "second",
+        "second",
+        "first",
+        "second",
+        "first",
+    ].__getitem__  # the third step breaks
+    trainer = Trainer(modules, schedule, tmp_path, select_network=select_network, rates={"second": 0.1})
+    trainer.fit(lambda step: {"loss": -modules[select_network(step)].weight.sum() * (float("nan") if step == 2 else 1)})
     assert first.weight.item() == pytest.approx(1.5, rel=1e-3)  # three of Adam's steps of 0.5
     assert second.weight.item() == pytest.approx(0.15, rel=1e-3)  # three of 0.05
     average = 0.0
@@ -132,7 +140,7 @@ def test_steps_that_take_longer_are_timed_apart(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("turbodiffusion.training.trainer.time", SimpleNamespace(monotonic=lambda: now[0]))
     schedule = Schedule(lr=1e-2, minutes=6, decay=0.3, log_every=10)
     turn = {"warmup": "first", "first": "first", "second": "second"}
-    trainer = Trainer(modules, schedule, tmp_path, turn=lambda step: turn[kind(step)], kind=kind)
+    trainer = Trainer(modules, schedule, tmp_path, select_network=lambda step: turn[kind(step)], kind=kind)
 
     def loss(step: int) -> dict[str, torch.Tensor]:
         compiling = 20 if step in (0, 30, 31) else 0
@@ -141,7 +149,7 @@ def test_steps_that_take_longer_are_timed_apart(tmp_path: Path, monkeypatch: pyt
 
     assert trainer.fit(loss)
     assert 358 <= now[0] <= 360
-    again = Trainer(modules, schedule, tmp_path, turn=lambda step: turn[kind(step)], kind=kind)
+    again = Trainer(modules, schedule, tmp_path, select_network=lambda step: turn[kind(step)], kind=kind)
     assert again.resume() and again.schedule.steps == trainer.step
 
 
@@ -186,7 +194,7 @@ from pathlib import Path
 from torch import nn
 from turbodiffusion.training.trainer import *
 start_distributed()
-rank, ranks = world()
+rank, ranks = rank_and_size()
 torch.manual_seed(0)
 net = nn.Linear(3, 1)
 trainer = Trainer(nn.ModuleDict({"net": net}), Schedule(lr=1e-2, steps=3), Path(sys.argv[1]) / str(rank))

@@ -20,15 +20,17 @@ app = typer.Typer(
 )
 
 # torchrun reads abbreviations of its own options: none of ours may begin one of them (--run, --start).
-Run = Annotated[Path, typer.Option("--folder", help="Folder of this run: state, losses, sheets. A run in it goes on.")]
+Run = Annotated[
+    Path, typer.Option("--folder", help="Folder of this run: state, losses, sample grids. A run in it goes on.")
+]
 Atlas = Annotated[Path, typer.Option(help="The baked demo world (python -m turbodiffusion.demo.bake).")]
 Steps = Annotated[int | None, typer.Option(help="Optimizer steps in all; without it the run fits into --minutes.")]
-Minutes = Annotated[float | None, typer.Option(help="Stop this leg after so many minutes; the run can be resumed.")]
+Minutes = Annotated[float | None, typer.Option(help="Stop after so many minutes; the run can be resumed.")]
 Start = Annotated[Path | None, typer.Option("--from", help="Begin from the weights file that an earlier run left.")]
 Compile = Annotated[bool, typer.Option(help="torch.compile the loss: a minute at first, then twice to thrice as fast.")]
 Batch = Annotated[int, typer.Option(help="Clips a step on each GPU.")]
 Clips = Annotated[int, typer.Option(help="Clips held encoded on each GPU.")]
-Fresh = Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")]
+Refresh = Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
 Format = Annotated[Literal["int8", "bf16"], typer.Option(help="bf16: twice as large, for a model that is trained on.")]
@@ -50,17 +52,17 @@ def train_vae(
 ) -> None:
     """Train the VAE; writes vae.safetensors and vae.json (configuration, latent statistics, PSNR) in its folder."""
     from turbodiffusion.presets import MODELS
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
     from turbodiffusion.training.recipes import vae
     from turbodiffusion.training.trainer import Schedule
 
-    scenes = runs.demo_world(atlas, runs.prepare())
+    scenes = artifacts.demo_world(atlas, artifacts.prepare())
     recipe = vae.VAERecipe(clips=clips, batch=batch, compile=compile)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=100, decay=1.0, muon=True)
-    weights = runs.read_weights(start, "vae.") if start else None
+    weights = artifacts.read_weights(start, "vae.") if start else None
     trainer, model, quality = vae.train_vae(scenes, MODELS["demo"].vae, recipe, schedule, run, start=weights)
     if trainer.rank == 0:
-        runs.write_vae(run, model, quality)
+        artifacts.write_vae(run, model, quality)
 
 
 @app.command("text")
@@ -74,16 +76,16 @@ def train_text(
 ) -> None:
     """Teach the text encoder to tell a caption's factors; writes text.safetensors and spiece.model, for flow --from."""
     from turbodiffusion.presets import MODELS
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
     from turbodiffusion.training.recipes import text
     from turbodiffusion.training.trainer import Schedule
 
-    demo, device = MODELS["demo"], runs.prepare()
-    subjects = runs.atlas_subjects(atlas)
-    tokenizer = runs.vocabulary(run, None, subjects, demo.text)
+    demo, device = MODELS["demo"], artifacts.prepare()
+    subjects = artifacts.atlas_subjects(atlas)
+    tokenizer = artifacts.vocabulary(run, None, subjects, demo.text)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, warmup=50, muon=True)
     encoder = text.train_text(subjects, tokenizer, demo.text, schedule, run, device, batch=batch)
-    runs.write_weights(run / "text.safetensors", {f"text.{k}": value for k, value in encoder.state_dict().items()})
+    artifacts.write_weights(run / "text.safetensors", {f"text.{k}": value for k, value in encoder.state_dict().items()})
 
 
 @app.command("flow")
@@ -97,35 +99,37 @@ def train_flow(
     side: Annotated[int | None, typer.Option(help="Pixels of a side, for a first run on smaller clips.")] = None,
     batch: Batch = 64,
     clips: Clips = 3072,
-    fresh: Fresh = 8,
+    refresh: Refresh = 8,
     start: Start = None,
     compile: Compile = True,
 ) -> None:
-    """Train transformer and text encoder by flow matching; writes flow.safetensors (EMA), spiece.model and a sheet."""
+    """Train transformer and text encoder by flow matching; writes flow.safetensors (EMA) and a sample grid."""
     from turbodiffusion.inference.loaded_model import LoadedModel
     from turbodiffusion.parallel.groups import rank_and_size
     from turbodiffusion.presets import MODELS
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
     from turbodiffusion.training.data import LatentBank
     from turbodiffusion.training.recipes import flow
-    from turbodiffusion.training.sample_grid import draw_sheet
+    from turbodiffusion.training.sample_grid import draw_sample_grid
     from turbodiffusion.training.trainer import Schedule
 
-    demo, device = MODELS["demo"], runs.prepare()
+    demo, device = MODELS["demo"], artifacts.prepare()
     rank, _ = rank_and_size()
-    scenes = runs.demo_world(atlas, device, side)
-    tokenizer = runs.vocabulary(run, start, scenes.subjects, demo.text)
-    bank = LatentBank(scenes, runs.read_vae(vae_run, device), tokenizer, size=clips, fresh=fresh, seed=100 + rank)
+    scenes = artifacts.demo_world(atlas, device, side)
+    tokenizer = artifacts.vocabulary(run, start, scenes.subjects, demo.text)
+    bank = LatentBank(
+        scenes, artifacts.read_vae(vae_run, device), tokenizer, size=clips, refresh=refresh, seed=100 + rank
+    )
     recipe = flow.FlowRecipe(batch=batch, compile=compile, shifts=(1.0, demo.shift or 1.0, 16.0))
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes, muon=True)
-    weights = runs.read_weights(start) if start else None
+    weights = artifacts.read_weights(start) if start else None
     trainer = flow.train_flow(bank, demo.transformer, demo.text, recipe, schedule, run, start=weights)
     if rank == 0:
-        runs.write_weights(run / "flow.safetensors", trainer.ema_state())
-        transformer, text = runs.read_flow(run, demo.transformer, demo.text, device)
+        artifacts.write_weights(run / "flow.safetensors", trainer.ema_state())
+        transformer, text = artifacts.read_flow(run, demo.transformer, demo.text, device)
         shown = replace(demo, resolution=f"{side}x{side}") if side else demo
-        draw_sheet(
-            LoadedModel.of_networks(shown, transformer, bank.vae, text, tokenizer), run / f"sheet-{trainer.step}.png"
+        draw_sample_grid(
+            LoadedModel.of_networks(shown, transformer, bank.vae, text, tokenizer), run / f"samples-{trainer.step}.png"
         )
 
 
@@ -138,10 +142,10 @@ def pack(
     format: Format = "int8",
 ) -> None:
     """Make a model folder of a trained VAE and teacher, its large weights in 8 bits (int8 blocks) or all in bf16."""
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
 
     store = "int8_block" if format == "int8" else None
-    print(f"{target}: {runs.pack(vae_run, flow_run, atlas, target, store=store) / 1e6:.1f} MB")
+    print(f"{target}: {artifacts.pack(vae_run, flow_run, atlas, target, store=store) / 1e6:.1f} MB")
 
 
 @app.command("probe")
@@ -189,7 +193,7 @@ def train_rcm(
     ] = 1.0,
     batch: Batch = 64,
     clips: Clips = 3072,
-    fresh: Fresh = 8,
+    refresh: Refresh = 8,
     guidance: Annotated[float | None, typer.Option(help="Of the teacher; its own by default.")] = None,
     consistency: Annotated[
         Literal["continuous", "discrete"], typer.Option(help="discrete: without a derivative in time.")
@@ -202,12 +206,12 @@ def train_rcm(
     """Distil a model to 1 to 4 steps without guidance.
 
     Writes rcm.safetensors (the student's EMA), student.safetensors and fake.safetensors (to go on from elsewhere) and
-    sheets of 4, 2 and 1 steps.
+    sample grids of 4, 2 and 1 steps.
     """
     from turbodiffusion.errors import RequestError
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
     from turbodiffusion.training.recipes import rcm
-    from turbodiffusion.training.sample_grid import draw_sheet
+    from turbodiffusion.training.sample_grid import draw_sample_grid
     from turbodiffusion.training.trainer import Schedule, Trainer
 
     if (start is None) != (start_fake is None):
@@ -218,13 +222,15 @@ def train_rcm(
         steps = 5000
     if steps is not None and steps <= warmup:
         raise RequestError(f"--steps {steps} end within --warmup {warmup}, before the scores take part: give more")
-    known = runs.read_teacher(teacher, runs.prepare())
-    origin = runs.digest(known.transformer)
+    known = artifacts.read_teacher(teacher, artifacts.prepare())
+    origin = artifacts.digest(known.transformer)
     begin = None
     if start and start_fake:
-        begin = rcm.Start(runs.read_part(start, "student", origin), runs.read_part(start_fake, "fake", origin))
-    bank = runs.bank_of(known, atlas, size=clips, fresh=fresh, seed=700)
-    student, fake = (runs.another(known.transformer) for _ in range(2))
+        begin = rcm.Start(
+            artifacts.read_part(start, "student", origin), artifacts.read_part(start_fake, "fake", origin)
+        )
+    bank = artifacts.make_bank(known, atlas, size=clips, refresh=refresh, seed=700)
+    student, fake = (artifacts.new_like(known.transformer) for _ in range(2))
     recipe = rcm.RCMRecipe(
         batch=batch,
         guidance=(known.preset.guidance or 1.0) if guidance is None else guidance,
@@ -243,17 +249,17 @@ def train_rcm(
 
     def write(trainer: Trainer) -> None:
         about = {"teacher": origin, "sigma_max": str(sigma_max), "step": str(trainer.step)}
-        runs.write_weights(run / "rcm.safetensors", trainer.average("student"), about | {"part": "student"})
+        artifacts.write_weights(run / "rcm.safetensors", trainer.average("student"), about | {"part": "student"})
         for name, network in (("student", student), ("fake", fake)):
-            runs.write_weights(run / f"{name}.safetensors", network.state_dict(), about | {"part": name})
+            artifacts.write_weights(run / f"{name}.safetensors", network.state_dict(), about | {"part": name})
 
     trainer = rcm.train_rcm(networks, bank, recipe, schedule, run, start=begin, teacher=origin, saved=write)
     if trainer.rank == 0:
         student.load_state_dict(trainer.average("student"))
-        preset = runs.distilled(known.preset, sigma_max)
+        preset = artifacts.distilled(known.preset, sigma_max)
         for count in (4, 2, 1):
             few = known.with_network(replace(preset, num_steps=count), student)
-            draw_sheet(few, run / f"sheet-{trainer.step}-in-{count}.png")
+            draw_sample_grid(few, run / f"samples-{trainer.step}-in-{count}.png")
 
 
 @app.command("sla")
@@ -266,25 +272,25 @@ def train_sla(
     lr: Annotated[float, typer.Option(help="Peak learning rate; over the last 30% it falls to zero.")] = 1e-4,
     batch: Batch = 64,
     clips: Clips = 3072,
-    fresh: Fresh = 8,
+    refresh: Refresh = 8,
     topk: Annotated[float, typer.Option(help="Share of the key blocks that are attended to exactly.")] = 0.1,
     compile: Annotated[bool, typer.Option(help="torch.compile the loss: a minute or two at first.")] = False,
 ) -> None:
     """Fine-tune a model for sparse-linear attention against its own dense self; writes sla.safetensors (EMA)."""
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
     from turbodiffusion.training.recipes import sla
     from turbodiffusion.training.trainer import Schedule
 
-    known = runs.read_teacher(teacher, runs.prepare())
-    bank = runs.bank_of(known, atlas, size=clips, fresh=fresh, seed=800)
-    sparse = runs.another(known.transformer, attention_type="sla", sla_topk=topk)
+    known = artifacts.read_teacher(teacher, artifacts.prepare())
+    bank = artifacts.make_bank(known, atlas, size=clips, refresh=refresh, seed=800)
+    sparse = artifacts.new_like(known.transformer, attention_type="sla", sla_topk=topk)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
     recipe = sla.SLARecipe(batch=batch, compile=compile)
     trainer = sla.train_sla(known.transformer, sparse, known.prompt_encoder.encoder, bank, recipe, schedule, run)
     if trainer.rank == 0:
         sparse.load_state_dict(trainer.average("transformer"))
-        about = {"teacher": runs.digest(known.transformer), "sla_topk": str(topk)}
-        runs.write_weights(run / "sla.safetensors", sparse.state_dict(), about)
+        about = {"teacher": artifacts.digest(known.transformer), "sla_topk": str(topk)}
+        artifacts.write_weights(run / "sla.safetensors", sparse.state_dict(), about)
 
 
 @app.command("merge")
@@ -304,25 +310,25 @@ def merge(
 
     from turbodiffusion.checkpoint.merge import merge_finetunes
     from turbodiffusion.errors import CheckpointError
-    from turbodiffusion.training import artifacts as runs
+    from turbodiffusion.training import artifacts
 
-    known = runs.read_teacher(teacher, torch.device("cpu"))
-    weights = {path: runs.read_weights(path) for path in (rcm, sla) if path is not None}
-    about = {path: runs.read_about(path) for path in weights}
+    known = artifacts.read_teacher(teacher, torch.device("cpu"))
+    weights = {path: artifacts.read_weights(path) for path in (rcm, sla) if path is not None}
+    about = {path: artifacts.read_about(path) for path in weights}
     for path, field in ((rcm, "sigma_max"), (sla, "sla_topk")):
         if path is not None and field not in about[path]:
             raise CheckpointError(f"{path} is no file of `train {'rcm' if field == 'sigma_max' else 'sla'}`")
         if path is not None and about[path].get("part") == "fake":
             raise CheckpointError(f"{path} is a fake score: give rcm.safetensors or student.safetensors of that run")
-        if path is not None and about[path]["teacher"] != runs.digest(known.transformer):
+        if path is not None and about[path]["teacher"] != artifacts.digest(known.transformer):
             raise CheckpointError(f"{path} was trained from another model than {teacher}: name that one as --teacher")
     student, attention = weights[rcm], {}
     if sla is not None:
         student = merge_finetunes(student, weights[sla], known.transformer.state_dict())
         attention = {"attention_type": "sla", "sla_topk": float(about[sla]["sla_topk"])}
-    preset = runs.distilled(known.preset, float(about[rcm]["sigma_max"]), **attention)
+    preset = artifacts.distilled(known.preset, float(about[rcm]["sigma_max"]), **attention)
     store = "int8_block" if format == "int8" else None
-    print(f"{target}: {runs.pack_distilled(target, known, preset, student, store=store) / 1e6:.1f} MB")
+    print(f"{target}: {artifacts.pack_distilled(target, known, preset, student, store=store) / 1e6:.1f} MB")
 
 
 def evaluate(

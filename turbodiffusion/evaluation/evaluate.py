@@ -27,14 +27,22 @@ from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.scenes import SCENES
 from turbodiffusion.demo.subjects import Subject, named
 from turbodiffusion.errors import MachineError, RequestError, UserError
-from turbodiffusion.evaluation.judge import Probe, load_probe, look, marks, through_vae, train_probe, truth
+from turbodiffusion.evaluation.judge import (
+    Probe,
+    grade,
+    label_indices,
+    load_probe,
+    preprocess,
+    through_vae,
+    train_probe,
+)
 from turbodiffusion.evaluation.metrics import (
     diversity,
     frechet_distance,
     frechet_interval,
     paired_difference,
+    proportion,
     psnr,
-    share,
     ssim,
 )
 from turbodiffusion.evaluation.result_file import VARIANTS, Row, command_line, cpu_name, write_results
@@ -53,23 +61,23 @@ EXAMPLE = "an orange cat runs to the right through a sunny garden"
 
 
 @dataclass(frozen=True)
-class Reading:
+class Predictions:
     """What the probe read from N clips: answers [N, questions] and features [N, features]."""
 
     answers: NDArray[np.int64]
     features: Tensor
 
     @staticmethod
-    def of(parts: Sequence[tuple[NDArray[np.int64], Tensor]]) -> "Reading":
-        return Reading(np.concatenate([answers for answers, _ in parts]), torch.cat([x for _, x in parts]))
+    def of(parts: Sequence[tuple[NDArray[np.int64], Tensor]]) -> "Predictions":
+        return Predictions(np.concatenate([answers for answers, _ in parts]), torch.cat([x for _, x in parts]))
 
 
-def read_model(
+def predict_model(
     model: LoadedModel, probe: Probe, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, label: str
-) -> Reading:
-    """The probe's reading of a clip for each prompt and seed; says how far it is."""
+) -> Predictions:
+    """The probe's predictions of a clip for each prompt and seed; says how far it is."""
     pieces = _batches(len(prompts), batch, label)
-    return Reading.of([probe.read(make_clips(model, prompts[k:m], seeds[k:m])) for k, m in pieces])
+    return Predictions.of([probe.read(make_clips(model, prompts[k:m], seeds[k:m])) for k, m in pieces])
 
 
 def _batches(count: int, batch: int, label: str) -> Iterator[tuple[int, int]]:
@@ -90,7 +98,7 @@ def render_views(
     views = []
     for k, m in _batches(len(clips), batch, label):
         video = world.render(clips[k:m])
-        views.append(look(video if vae is None else through_vae(vae, video), probe.config))
+        views.append(preprocess(video if vae is None else through_vae(vae, video), probe.config))
     return torch.cat(views)
 
 
@@ -100,7 +108,7 @@ class Questions:
 
     clips: list[Factors]
     prompts: list[str]
-    truth: NDArray[np.int64]
+    labels: NDArray[np.int64]
 
 
 def held_out_questions(probe: Probe, count: int, subjects: Sequence[Subject]) -> Questions:
@@ -108,7 +116,7 @@ def held_out_questions(probe: Probe, count: int, subjects: Sequence[Subject]) ->
     rng = np.random.default_rng(PROMPT_SEED)
     clips = sample_factors(rng, count, held_out=True, subjects=subjects)
     prompts = [caption(clip, rng, ("en", "zh")[k % 2], full=True) for k, clip in enumerate(clips)]
-    return Questions(clips, prompts, truth(clips, probe.config))
+    return Questions(clips, prompts, label_indices(clips, probe.config))
 
 
 # ---- rows ----
@@ -123,11 +131,11 @@ def probe_rows(probe: Probe, world: World, subjects: Sequence[Subject], count: i
     """The probe's accuracy on fresh renders, and question -> accuracy: the ceiling of all that it judges."""
     clips = sample_factors(np.random.default_rng(RENDER_SEED), count, subjects=subjects)
     answers, _ = probe.read_views(render_views(world, probe, clips, label="fresh renders"))
-    right = truth(clips, probe.config)
+    right = label_indices(clips, probe.config)
     rows, ceiling = [], {}
-    strict = marks(answers, right, probe.config, strict=True)
-    for factor, marked in marks(answers, right, probe.config).items():
-        ceiling[factor], error = share(marked)
+    strict = grade(answers, right, probe.config, strict=True)
+    for factor, marked in grade(answers, right, probe.config).items():
+        ceiling[factor], error = proportion(marked)
         what = "share of fresh renders that the probe reads right"
         if factor in ("motion", "camera"):
             what += f" (look-alikes as one; {strict[factor].mean():.4f} without)"
@@ -139,19 +147,19 @@ def probe_rows(probe: Probe, world: World, subjects: Sequence[Subject], count: i
 
 def control_rows(probe: Probe, world: World, questions: Questions, views: Tensor) -> list[Row]:
     """What must come out bad, on renders of the questions (`views`): nothing is read where nothing is to be read."""
-    config, right, rng = probe.config, questions.truth, np.random.default_rng(RENDER_SEED + 1)
+    config, right, rng = probe.config, questions.labels, np.random.default_rng(RENDER_SEED + 1)
     answers, _ = probe.read_views(views)
     rows = []
 
     def add(name: str, marked: NDArray[np.bool_], target: float | None, what: str, better: str = "lower") -> None:
-        value, error = share(marked)
+        value, error = proportion(marked)
         rows.append(Row(f"control.{name}", value, "share", better, target, _said(len(marked), what, error)))
 
-    for factor, marked in marks(answers, right, config).items():
+    for factor, marked in grade(answers, right, config).items():
         add(f"none.{factor}", marked, None, "renders of the held-out prompts themselves, read right", "higher")
     order = rng.permutation(len(right))
     by_chance = chances(answers, right, probe.config)
-    for factor, marked in marks(answers, right[order], config).items():
+    for factor, marked in grade(answers, right[order], config).items():
         chance, target = by_chance[factor]
         add(f"shuffled.{factor}", marked, target, f"marked with other prompts' factors; chance is {chance:.4f}")
     motion = config.questions.index("motion")
@@ -159,13 +167,13 @@ def control_rows(probe: Probe, world: World, questions: Questions, views: Tensor
     frozen, _ = probe.read_views(views[:, :, views.shape[2] // 2, None].expand_as(views))
     moving = right[:, motion] != still
     add("frozen.still", frozen[:, motion] == still, 0.9, "one frame for all: read as still", "higher")
-    as_asked = marks(frozen[moving], right[moving], config, strict=True)["motion"]
+    as_asked = grade(frozen[moving], right[moving], config, strict=True)["motion"]
     add("frozen.motion", as_asked, 0.1, "the same, where the prompt moves: its motion read")
     generator = torch.Generator(views.device).manual_seed(0)
     static = torch.randint(256, views.shape, generator=generator, device=views.device, dtype=torch.uint8)
     of_noise, _ = probe.read_views(static)
     by_chance = chances(of_noise, right, config)
-    for factor, marked in marks(of_noise, right, config).items():
+    for factor, marked in grade(of_noise, right, config).items():
         if factor in CEILING:
             chance, target = by_chance[factor]
             told = f"clips of noise, marked with the prompts' factors; chance is {chance:.4f}"
@@ -174,7 +182,7 @@ def control_rows(probe: Probe, world: World, questions: Questions, views: Tensor
     if moved:
         kept = [k for k, _ in moved]
         other, _ = probe.read_views(render_views(world, probe, [clip for _, clip in moved], label="other scenes"))
-        result = marks(other, right[kept], config)
+        result = grade(other, right[kept], config)
         add("other_scene.scene", result["scene"], 0.05, "renders in another scene: the prompt's scene read")
         add("other_scene.subject", result["subject"], None, "the same: its subject read, as it should", "higher")
     return rows
@@ -189,7 +197,7 @@ def _elsewhere(clip: Factors, rng: np.random.Generator) -> Factors:
 
 def variant_rows(
     name: str,
-    reading: Reading,
+    predictions: Predictions,
     probe: Probe,
     questions: Questions,
     reference: Tensor,
@@ -201,8 +209,8 @@ def variant_rows(
     and the teacher's, which targets of students are shares of.
     """
     rows = []
-    for factor, marked in marks(reading.answers, questions.truth, probe.config).items():
-        value, error = share(marked)
+    for factor, marked in grade(predictions.answers, questions.labels, probe.config).items():
+        value, error = proportion(marked)
         wholes = {"the probe's own accuracy": f"probe.{factor}.accuracy", "renders'": f"control.none.{factor}"}
         if name != "teacher":
             wholes["the teacher's"] = f"teacher.{factor}.adherence"
@@ -211,7 +219,7 @@ def variant_rows(
         label = f"{name}.{factor}.adherence"
         target = target_of(label, known) if factor in CEILING else None
         rows.append(Row(label, value, "share", "higher", target, _said(len(marked), what, error)))
-    row = frechet_row(f"{name}.frechet", reading.features, reference, "renders of the same prompts")
+    row = frechet_row(f"{name}.frechet", predictions.features, reference, "renders of the same prompts")
     rows.append(replace(row, target=target_of(row.name, known)))
     return rows
 
@@ -234,10 +242,10 @@ def vae_frechet_row(
 
 
 def difference_rows(
-    name: str, reading: Reading, first: str, base: Reading, probe: Probe, asked: Questions
+    name: str, predictions: Predictions, first: str, base: Predictions, probe: Probe, asked: Questions
 ) -> list[Row]:
     """How much worse or better than the first variant, prompt by prompt."""
-    mine, theirs = (marks(r.answers, asked.truth, probe.config) for r in (reading, base))
+    mine, theirs = (grade(r.answers, asked.labels, probe.config) for r in (predictions, base))
     rows = []
     for factor in CEILING:
         value, error = paired_difference(mine[factor], theirs[factor])
@@ -246,10 +254,12 @@ def difference_rows(
     return rows
 
 
-def diversity_row(name: str, reading: Reading, truth_NQ: NDArray[np.int64], probe: Probe, seeds: int, what: str) -> Row:
+def diversity_row(
+    name: str, predictions: Predictions, labels_NQ: NDArray[np.int64], probe: Probe, seeds: int, what: str
+) -> Row:
     """Of clips [prompts x seeds], the seeds of a prompt beside each other; a clip of another subject counts nothing."""
-    right = marks(reading.answers, truth_NQ, probe.config)["subject"].reshape(-1, seeds)
-    features = reading.features.unflatten(0, (-1, seeds))
+    right = grade(predictions.answers, labels_NQ, probe.config)["subject"].reshape(-1, seeds)
+    features = predictions.features.unflatten(0, (-1, seeds))
     value, error, prompts = diversity(features, right)
     method = f"mean distance of two {what} of one prompt in the probe's hidden layer, both with the prompt's subject, "
     method += f"{seeds} seeds of {len(right)} prompts, {prompts} of them with such a pair; standard error {error:.4f}; "
@@ -361,22 +371,22 @@ def evaluate(
     yield vae_rows(models[0].vae, world, min(vae_clips, prompts))
     diverse = min(diverse, prompts)
     kinds = [replace(clip, seed=int(rng.integers(2**31))) for clip in asked.clips[:diverse] for _ in range(seeds)]
-    drawn = Reading(*probe.read_views(render_views(world, probe, kinds, label="renders for diversity")))
-    repeated_truth = asked.truth[:diverse].repeat(seeds, axis=0)
-    yield [diversity_row("render.diversity", drawn, repeated_truth, probe, seeds, "renders")]
-    base: Reading | None = None
+    drawn = Predictions(*probe.read_views(render_views(world, probe, kinds, label="renders for diversity")))
+    repeated_labels = asked.labels[:diverse].repeat(seeds, axis=0)
+    yield [diversity_row("render.diversity", drawn, repeated_labels, probe, seeds, "renders")]
+    base: Predictions | None = None
     for variant, model in zip(variants, models, strict=True):
         noises = range(NOISE_SEED, NOISE_SEED + prompts)
-        reading = read_model(model, probe, asked.prompts, noises, batch=batch, label=variant.name)
-        yield noted(variant_rows(variant.name, reading, probe, asked, reference, known))
+        predictions = predict_model(model, probe, asked.prompts, noises, batch=batch, label=variant.name)
+        yield noted(variant_rows(variant.name, predictions, probe, asked, reference, known))
         if base is None:
-            base = reading
+            base = predictions
         else:
-            yield difference_rows(variant.name, reading, variants[0].name, base, probe, asked)
+            yield difference_rows(variant.name, predictions, variants[0].name, base, probe, asked)
         repeated = [prompt for prompt in asked.prompts[:diverse] for _ in range(seeds)]
         noises = range(NOISE_SEED + prompts, NOISE_SEED + prompts + len(repeated))
-        spread = read_model(model, probe, repeated, noises, batch=batch, label=f"{variant.name}, diversity")
-        row = diversity_row(f"{variant.name}.diversity", spread, repeated_truth, probe, seeds, "videos")
+        spread = predict_model(model, probe, repeated, noises, batch=batch, label=f"{variant.name}, diversity")
+        row = diversity_row(f"{variant.name}.diversity", spread, repeated_labels, probe, seeds, "videos")
         yield noted([replace(row, target=target_of(row.name, known))])
     if old is not None:
         before = load_variant(old, world.device, compile=compile)
@@ -399,8 +409,8 @@ def old_rows(
     for name, model in ((OLD, old), ("teacher.old_subjects", teacher)):
         found.append(vae_frechet_row(f"{name}.vae.frechet", model.vae, world, probe, again, reference))
         noises = range(NOISE_SEED, NOISE_SEED + count)
-        reading = read_model(model, probe, asked.prompts, noises, batch=batch, label=name)
-        found.append(frechet_row(f"{name}.frechet", reading.features, reference, "renders of the same prompts"))
+        predictions = predict_model(model, probe, asked.prompts, noises, batch=batch, label=name)
+        found.append(frechet_row(f"{name}.frechet", predictions.features, reference, "renders of the same prompts"))
     old_vae, old_frechet, new_vae, _ = (float(row.value or 0) for row in found)
     return [*found[:3], replace(found[3], target=new_vae + (old_frechet - old_vae) / 2)]
 
@@ -433,8 +443,8 @@ def train_probe_command(
     """
     device = prepare()
     world = demo_world(atlas, device)
-    leg = 5.0 if steps is None and minutes is None else minutes
-    schedule = Schedule(lr=lr, steps=steps, minutes=leg, warmup=50, decay=1.0, weight_decay=0.05, muon=True)
+    minutes_left = 5.0 if steps is None and minutes is None else minutes
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes_left, warmup=50, decay=1.0, weight_decay=0.05, muon=True)
     vae = read_vae(vae_run, device) if vae_run else None
     probe = train_probe(world, schedule, folder, vae=vae)
     rows, _ = probe_rows(probe, world, world.subjects, 4096)

@@ -111,7 +111,7 @@ def probe_config(world: World) -> ProbeConfig:
     return ProbeConfig(world_classes(world), world.size, world.frames)
 
 
-def truth(clips: Sequence[Factors], config: ProbeConfig) -> NDArray[np.int64]:
+def label_indices(clips: Sequence[Factors], config: ProbeConfig) -> NDArray[np.int64]:
     """The right answers [N, questions], as indices into `config.answers`. Raises UserError for an unknown subject."""
     place = {q: {CLASSES[q].index(a): k for k, a in enumerate(answers)} for q, answers in config.classes}
     rows = []
@@ -129,7 +129,7 @@ def same_movement(a: Movement, b: Movement) -> bool:
     return a == b or any(a in alike and b in alike for alike in LOOK_ALIKES)
 
 
-def marks(
+def grade(
     read_NQ: NDArray[np.int64], truth_NQ: NDArray[np.int64], config: ProbeConfig, *, strict: bool = False
 ) -> dict[str, NDArray[np.bool_]]:
     """Question -> which answers are right, over the clips where it counts (colour: where there is a colour to name).
@@ -229,7 +229,7 @@ class Probe(nn.Module):
 
         Features are scaled to mean 0 and deviation 1 over fresh renders: distances are in those deviations.
         """
-        return self.read_views(look(video_BCFHW, self.config), batch)
+        return self.read_views(preprocess(video_BCFHW, self.config), batch)
 
     @torch.no_grad()
     def read_views(self, view_BCFHW: Tensor, batch: int = 256) -> tuple[NDArray[np.int64], Tensor]:
@@ -245,7 +245,7 @@ class Probe(nn.Module):
 
 
 @torch.no_grad()
-def look(video_BCFHW: Tensor, config: ProbeConfig) -> Tensor:
+def preprocess(video_BCFHW: Tensor, config: ProbeConfig) -> Tensor:
     """What the probe sees of videos in [-1, 1]: uint8 [B, 3, frames, side, side], averaged over the pixels between."""
     clips, _, length = video_BCFHW.shape[:3]
     picks = torch.linspace(0, length - 1, config.frames, device=video_BCFHW.device).round().long()
@@ -260,7 +260,7 @@ def look(video_BCFHW: Tensor, config: ProbeConfig) -> Tensor:
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """batch: views a step on each rank. first, size: clips held at the start and at most; fresh: new ones every step.
+    """batch: views a step on each rank. first, size: clips held at the start and at most; refresh: new ones every step.
 
     decoded: share of the clips that go through the VAE, where there is one. held_out: share of held-out combinations.
     """
@@ -268,7 +268,7 @@ class ProbeRecipe:
     batch: int = 256
     first: int = 4096
     size: int = 16_384
-    fresh: int = 16
+    refresh: int = 16
     decoded: float = 0.25
     held_out: float = 0.05
     flip: float = 0.5
@@ -291,7 +291,7 @@ class ProbeBank:
 
     def advance(self, step: int, chunk: int = 64) -> None:
         """Hold the clips that belong to `step`; renders only what is missing."""
-        want = self.recipe.first + step * self.recipe.fresh
+        want = self.recipe.first + step * self.recipe.refresh
         self.end = max(self.end, want - self.recipe.size)
         if want - self.end > 1000:
             print(f"rendering {want - self.end} clips for the probe", flush=True)
@@ -299,8 +299,8 @@ class ProbeBank:
             last = min(want, self.end + chunk)
             clips = [self._factors(clip) for clip in range(self.end, last)]
             slots = torch.arange(self.end, last, device=self.view.device) % self.recipe.size
-            self.view[slots] = look(self._video(clips), self.config)
-            self.answers[slots] = torch.from_numpy(truth(clips, self.config)).to(self.answers.device)
+            self.view[slots] = preprocess(self._video(clips), self.config)
+            self.answers[slots] = torch.from_numpy(label_indices(clips, self.config)).to(self.answers.device)
             self.end = last
 
     def _factors(self, clip: int) -> Factors:
@@ -403,7 +403,7 @@ def train_probe(
     vae: WanVAE | None = None,
     config: ProbeConfig | None = None,
 ) -> Probe:
-    """One leg; resumes what is in `run`. Writes RUN/probe.safetensors and returns the probe, in eval mode.
+    """Train the judge; resumes what is in `run`. Writes RUN/probe.safetensors and returns the probe, in eval mode.
 
     The last weights are taken, not their average: batch norm's statistics belong to them, and the learning rate has
     come to zero.

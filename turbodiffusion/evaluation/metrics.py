@@ -47,7 +47,7 @@ def ssim(made_BCFHW: Tensor, true_BCFHW: Tensor) -> Tensor:
     return (luminance * structure).view(clips, -1).mean(1)
 
 
-def share(right: NDArray[np.bool_]) -> tuple[float, float]:
+def proportion(right: NDArray[np.bool_]) -> tuple[float, float]:
     """The share of True and its standard error. Raises ValueError for no answers at all."""
     if not len(right):
         raise ValueError("a share of no answers")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from turbodiffusion.evaluation.judge import ProbeConfig, marks
+from turbodiffusion.evaluation.judge import ProbeConfig, grade
 
 CEILING = {"subject": 0.90, "colour": 0.90, "motion": 0.85, "scene": 0.95}  # that the probe must reach on renders
 TEACHER = 0.96  # of control.none, what the probe reads of renders of the same prompts, that the teacher must reach
@@ -49,7 +49,7 @@ def chances(
     Chance is what these answers reach with the truths of other clips, a mean over `orders` random orders.
     """
     rng = np.random.default_rng(CHANCE_SEED)
-    found = [marks(answers_NQ, truth_NQ[rng.permutation(len(truth_NQ))], config) for _ in range(orders)]
+    found = [grade(answers_NQ, truth_NQ[rng.permutation(len(truth_NQ))], config) for _ in range(orders)]
     result = {}
     for question in config.questions:
         p = float(np.mean([marked[question].mean() for marked in found]))

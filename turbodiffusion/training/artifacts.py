@@ -124,12 +124,12 @@ def read_flow(
     return parts["transformer"], parts["text"]  # type: ignore[return-value]
 
 
-def another(network: WanTransformer, **changes: Any) -> WanTransformer:
+def new_like(network: WanTransformer, **changes: Any) -> WanTransformer:
     """A network beside this one, with other fields of WanConfig; its weights are not set."""
     return WanTransformer(replace(network.config, **changes), device=network.head.head.weight.device)
 
 
-def bank_of(model: LoadedModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
+def make_bank(model: LoadedModel, atlas: Path, *, size: int, refresh: int, seed: int) -> LatentBank:
     """Clips of the demo world at the model's size; `seed` is the first rank's, each has clips of its own.
 
     Raises RequestError for subjects that the model was not trained on.
@@ -143,7 +143,7 @@ def bank_of(model: LoadedModel, atlas: Path, *, size: int, fresh: int, seed: int
         )
     scenes = World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
     return LatentBank(
-        scenes, model.vae, model.prompt_encoder.tokenizer, size=size, fresh=fresh, seed=seed + rank_and_size()[0]
+        scenes, model.vae, model.prompt_encoder.tokenizer, size=size, refresh=refresh, seed=seed + rank_and_size()[0]
     )
 
 

@@ -84,7 +84,7 @@ class Batch:
 class LatentBank:
     """The newest `size` clips of an endless list, encoded, each with several captions.
 
-    Every `period` steps `fresh` new clips replace the oldest, in one batch of the VAE.
+    Every `period` steps `refresh` new clips replace the oldest, in one batch of the VAE.
     """
 
     def __init__(
@@ -94,14 +94,14 @@ class LatentBank:
         tokenizer: Tokenizer,
         *,
         size: int,
-        fresh: int,
+        refresh: int,
         seed: int,
         period: int = 8,
         captions: int = 8,
         chunk: int = 16,
     ) -> None:
         self.world, self.vae, self.tokenizer = world, vae, tokenizer
-        self.size, self.fresh, self.seed, self.period = size, fresh, seed, period
+        self.size, self.refresh, self.seed, self.period = size, refresh, seed, period
         self.captions, self.chunk = captions, chunk
         channels = (1, -1, 1, 1, 1)
         self.shift = torch.tensor(vae.config.latents_mean, device=world.device).view(channels)
@@ -115,7 +115,7 @@ class LatentBank:
 
     def advance(self, step: int) -> None:
         """Hold the clips that belong to `step`; encodes only what is missing, says what a long filling costs."""
-        want = self.size + step // self.period * self.fresh
+        want = self.size + step // self.period * self.refresh
         first = max(self.end, want - self.size)
         began, said = time.monotonic(), time.monotonic()
         while first < want:

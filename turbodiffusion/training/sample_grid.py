@@ -1,4 +1,4 @@
-"""Sample sheets: what the model draws for eight fixed prompts, so that a person can see a run learn."""
+"""Sample grids: what the model draws for eight fixed prompts, so that a person can see a run learn."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ VARIED = "a red car in the city"  # with eight seeds: weather, light and place a
 SHOWN, SIDE = 8, 128  # frames of a clip, pixels
 
 
-def draw_sheet(model: LoadedModel, path: Path) -> None:
+def draw_sample_grid(model: LoadedModel, path: Path) -> None:
     """Write a PNG with a row of frames for each of PROMPTS, in order, seeds 1, 2, ..., and a last one for VARIED.
 
     The last row has the middle frames of seeds 1 to 8: whether a model still knows more than one video for a prompt.
@@ -32,8 +32,8 @@ def draw_sheet(model: LoadedModel, path: Path) -> None:
     varied = make_clips(model, [VARIED] * SHOWN, range(1, SHOWN + 1))[:, :, videos.shape[2] // 2]
     shown = torch.cat((videos[:, :, picks].transpose(1, 2), varied[None]))  # [rows, SHOWN, 3, H, W]
     pixels = ((shown + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
-    sheet = Image.new("RGB", (SHOWN * SIDE, len(pixels) * SIDE))
+    grid = Image.new("RGB", (SHOWN * SIDE, len(pixels) * SIDE))
     for row, clip in enumerate(pixels):
         for column, frame in enumerate(clip):
-            sheet.paste(Image.fromarray(frame).resize((SIDE, SIDE)), (column * SIDE, row * SIDE))
-    sheet.save(path)
+            grid.paste(Image.fromarray(frame).resize((SIDE, SIDE)), (column * SIDE, row * SIDE))
+    grid.save(path)

@@ -23,13 +23,13 @@ from turbodiffusion.training.muon import Muon
 
 Loss = Callable[[int], dict[str, Tensor]]
 """A step's values by name. "loss" is what is minimised; where there are several "term.NAME" these are, their sum."""
-Sheet = Callable[[nn.Module, int], None]
-Turn = Callable[[int], str]
+SampleGrid = Callable[[nn.Module, int], None]
+SelectNetwork = Callable[[int], str]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a run does: optimizer steps in all, peak learning rate, how long this leg may take (None: to the end).
+    """What a run does: optimizer steps in all, peak learning rate, how long this process may take (None: to the end).
 
     Without `steps` the whole run must fit into `minutes`: its steps are timed and their rate sets the number, anew at
     each log until the decay begins (before it the learning rate does not depend on the number).
@@ -48,7 +48,7 @@ class Schedule:
     ema_width: float = 0.1  # s of the power function: the EMA's width as a share of the run so far
     log_every: int = 20
     save_minutes: float = 5.0
-    sheet_every: int = 2000
+    sample_grid_every: int = 2000
 
     def decaying(self, step: int) -> bool:
         """Whether the learning rate of the optimizer step after `step` finished ones has begun to fall."""
@@ -116,11 +116,11 @@ class Part:
 class Trainer:
     """Trains `modules` in place and keeps an EMA of them, or of the first where they take turns.
 
-    turn: which of `modules` a step trains, where only one at a time is trained, each with optimizers of its own; a step
-    whose gradient is not finite is left out then. kind: of a step, where some take longer than others (`turn` if not
-    given). rates: a module's learning rate as a share of the schedule's. settings: what a resumed run must have been
-    begun with. saved: called after each save, by rank 0. `run` is a folder: state.pt (resume),
-    log.jsonl, TensorBoard events.
+    select_network: which of `modules` a step trains, where only one at a time is trained, each with optimizers of its
+    own; a step whose gradient is not finite is left out then. kind: of a step, where some take longer than others
+    (`select_network` if not given). rates: a module's learning rate as a share of the schedule's. settings: what a
+    resumed run must have been begun with. saved: called after each save, by rank 0. `run` is a folder: state.pt
+    (resume), log.jsonl, TensorBoard events.
     """
 
     NORMS_EVERY = 10  # steps with several terms, of which the first has the norm of each term's gradient measured
@@ -131,16 +131,20 @@ class Trainer:
         schedule: Schedule,
         run: Path,
         *,
-        turn: Turn | None = None,
-        kind: Turn | None = None,
+        select_network: SelectNetwork | None = None,
+        kind: SelectNetwork | None = None,
         rates: Mapping[str, float] | None = None,
         settings: Mapping[str, str | float] | None = None,
         saved: Callable[["Trainer"], None] | None = None,
     ) -> None:
-        self.modules, self.schedule, self.run, self.turn = modules, schedule, run, turn
-        self.kind, self.settings, self.saved = kind or turn, dict(settings or {}), saved
+        self.modules, self.schedule, self.run, self.select_network = modules, schedule, run, select_network
+        self.kind, self.settings, self.saved = kind or select_network, dict(settings or {}), saved
         self.rank, self.ranks = rank_and_size()
-        whole = {name: nn.ModuleDict({name: module}) for name, module in modules.items()} if turn else {"": modules}
+        whole = (
+            {name: nn.ModuleDict({name: module}) for name, module in modules.items()}
+            if select_network
+            else {"": modules}
+        )
         self.parts = {name: Part(part, schedule, (rates or {}).get(name, 1.0)) for name, part in whole.items()}
         self.kept = next(iter(self.parts.values()))
         self.gamma = ema_gamma(schedule.ema_width)
@@ -215,10 +219,12 @@ class Trainer:
         self.modules.load_state_dict(state)
         torch._foreach_copy_(self.ema, [p.detach() for p in self.kept.params])
 
-    def fit(self, loss: Loss, sheet: Sheet | None = None, *, prepare: Callable[[int], None] | None = None) -> bool:
-        """Train to the end of the schedule or of this leg's minutes; True when the schedule is finished.
+    def fit(
+        self, loss: Loss, sample_grid: SampleGrid | None = None, *, prepare: Callable[[int], None] | None = None
+    ) -> bool:
+        """Train to the end of the schedule or of this process's minutes; True when the schedule is finished.
 
-        prepare(step) makes what the first step needs, if there is one: the leg's minutes are those of its steps.
+        prepare(step) makes what the first step needs, if there is one: the minutes are those of its steps.
         """
         if self.schedule.steps is None and self.schedule.minutes is None:
             raise ValueError("a schedule needs steps, minutes, or both")
@@ -236,15 +242,15 @@ class Trainer:
                 log.write(self.step, self.schedule, values, clock)
                 if clock.over():
                     break
-            if sheet and self.step % self.schedule.sheet_every == 0:
-                sheet(self.modules, self.step)
+            if sample_grid and self.step % self.schedule.sample_grid_every == 0:
+                sample_grid(self.modules, self.step)
             if clock.save_due():
                 self.save()
         self.save()
         return self.step == self.schedule.steps
 
     def _optimize(self, loss: Loss) -> dict[str, Tensor]:
-        name = self.turn(self.step) if self.turn else ""
+        name = self.select_network(self.step) if self.select_network else ""
         part = self.parts[name]
         part.set_rate(self.schedule.lr_at(self.step))
         values = loss(self.step)
@@ -252,7 +258,7 @@ class Trainer:
         self._average_gradients(part.params)
         values["grad_norm"] = nn.utils.clip_grad_norm_(part.params, self.schedule.clip)
         # Asking waits for the GPU, so only distillations do, whose losses may break. All ranks have the same gradient.
-        broken = self.turn is not None and not values["grad_norm"].isfinite()
+        broken = self.select_network is not None and not values["grad_norm"].isfinite()
         for optimizer in part.optimizers:
             if not broken:
                 optimizer.step()
@@ -262,7 +268,7 @@ class Trainer:
             beta = (1 - 1 / part.steps) ** (self.gamma + 1)
             torch._foreach_lerp_(self.ema, [p.detach() for p in part.params], 1 - beta)
         self.step += 1
-        of = f".{name}" if self.turn else ""
+        of = f".{name}" if self.select_network else ""
         return {f"{key}{of}": value.detach() for key, value in values.items()}
 
     def _backward(self, values: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
@@ -303,9 +309,9 @@ class Trainer:
 
 
 class Clock:
-    """Times a leg: its rate, what is left of it, and when its minutes are over."""
+    """Times this process's steps: their rate, what is left of it, and when its minutes are over."""
 
-    TIMED_FROM, TIMED_TO = 20, 60  # steps of a leg whose rate sets `steps`: after compilation, before much is spent
+    TIMED_FROM, TIMED_TO = 20, 60  # steps whose rate sets `steps`: after compilation, before much is spent
     KIND_FROM, KIND_TO = 4, 12  # the same of each kind of step, where some take longer than others
 
     def __init__(self, trainer: Trainer) -> None:
@@ -354,11 +360,11 @@ class Clock:
         return max(step, self.trainer.step + 1)
 
     def rate(self) -> float:
-        """Steps a second since the leg was warm."""
+        """Steps a second since the first ones were made."""
         return (self.trainer.step - self.marked) / max(1e-9, time.monotonic() - self.mark)
 
     def left(self) -> float | None:
-        """Seconds to the end of the schedule or of the leg, whichever comes first; None while unknown."""
+        """Seconds to the end of the schedule or of the minutes, whichever comes first; None while unknown."""
         schedule, bounds = self.trainer.schedule, []
         if schedule.steps is not None and self.rate() > 0 and not (self.fits and self.trainer.kind):
             bounds.append((schedule.steps - self.trainer.step) / self.rate())

@@ -215,7 +215,7 @@ def test_a_sample_that_is_not_finite_counts_nothing(drawn) -> None:
 
 def test_whose_turn_it_is() -> None:
     recipe = rcm.RCMRecipe(warmup=3, student_every=5)
-    turns = "".join(recipe.turn(step)[0] for step in range(14))
+    turns = "".join(recipe.select_network(step)[0] for step in range(14))
     assert turns == "sss" + "sffff" + "sffff" + "s"
     assert [recipe.kind(step) for step in (0, 2, 3, 4)] == ["warmup", "warmup", "student", "fake"]
     with pytest.raises(ValueError, match='"continuous" or "discrete"'):

@@ -14,7 +14,7 @@ from turbodiffusion.checkpoint.formats import open_checkpoint
 from turbodiffusion.cli import main as cli
 from turbodiffusion.errors import RequestError
 from turbodiffusion.models.wan import WanTransformer
-from turbodiffusion.training import artifacts as runs
+from turbodiffusion.training import artifacts
 from turbodiffusion.training.data import LatentBank
 from turbodiffusion.training.recipes import rcm, sla
 from turbodiffusion.training.trainer import Schedule, step_generator, torch_generator
@@ -27,11 +27,11 @@ def over(t_B: Tensor) -> Tensor:
 @pytest.fixture
 def parts(tiny_model, small_world):
     """A teacher whose head is not zero, networks, and a bank of four clips."""
-    known = runs.read_teacher(str(tiny_model), torch.device("cpu"))
+    known = artifacts.read_teacher(str(tiny_model), torch.device("cpu"))
     torch.manual_seed(5)
     nn.init.normal_(known.transformer.head.head.weight, std=0.1)
-    bank = LatentBank(small_world, known.vae, known.prompt_encoder.tokenizer, size=4, fresh=2, seed=3, captions=2)
-    student, fake = (runs.another(known.transformer) for _ in range(2))
+    bank = LatentBank(small_world, known.vae, known.prompt_encoder.tokenizer, size=4, refresh=2, seed=3, captions=2)
+    student, fake = (artifacts.new_like(known.transformer) for _ in range(2))
     return rcm.Networks(student, fake, known.transformer, known.prompt_encoder.encoder), bank
 
 
@@ -160,7 +160,7 @@ def test_what_a_step_adds_up(parts, monkeypatch) -> None:
         at = rcm._Step(networks, bank, recipe, step, {n: getattr(networks, n) for n in ("student", "fake", "teacher")})
         with torch.no_grad():
             student, fake, teacher = at.field("student")(x, t_B), at.field("fake")(x, t_B), at.guided_teacher()(x, t_B)
-            if recipe.turn(step) == "fake":
+            if recipe.select_network(step) == "fake":
                 assert values.keys() == {"loss", "mse", "broken"} and found.keys() == {"fake_score_loss", "rollout"}
                 made, field, *_ = found["fake_score_loss"][0]
                 torch.testing.assert_close(field(x, t_B), fake)
@@ -189,7 +189,7 @@ def test_what_a_step_adds_up(parts, monkeypatch) -> None:
 def test_samples_of_one_to_four_steps_are_as_frequent_in_both_turns(every: int) -> None:
     recipe = rcm.RCMRecipe(warmup=3, student_every=every)
     for network in ("student", "fake"):
-        counts = [recipe.rollout_steps(step) for step in range(3, 403) if recipe.turn(step) == network]
+        counts = [recipe.rollout_steps(step) for step in range(3, 403) if recipe.select_network(step) == network]
         assert counts == [1 + n % 4 for n in range(len(counts))]
 
 
@@ -197,7 +197,7 @@ def test_samples_of_one_to_four_steps_are_as_frequent_in_both_turns(every: int) 
 def test_samples_of_one_step_have_the_share_that_was_asked_for(share: float) -> None:
     recipe = rcm.RCMRecipe(warmup=0, one_step_share=share)
     for network in ("student", "fake"):
-        counts = [recipe.rollout_steps(step) for step in range(600) if recipe.turn(step) == network]
+        counts = [recipe.rollout_steps(step) for step in range(600) if recipe.select_network(step) == network]
         assert abs(counts.count(1) - share * len(counts)) < 1
         others = [n for n in counts if n != 1]
         assert others == [2 + n % 3 for n in range(len(others))]
@@ -315,7 +315,7 @@ def test_the_command_makes_the_recipe(tiny_model, small_atlas, tmp_path: Path, m
     assert recipe == rcm.RCMRecipe(guidance=4.0)  # the tiny model's own
     assert (recipe.fake_rate, recipe.sigma_mean, recipe.student_every, recipe.one_step_share) == (0.2, 1.0, 5, 0.25)
     assert schedule == Schedule(lr=1e-4, steps=5000, betas=(0.0, 0.999))
-    assert teacher == runs.digest(runs.read_teacher(str(tiny_model), torch.device("cpu")).transformer)
+    assert teacher == artifacts.digest(artifacts.read_teacher(str(tiny_model), torch.device("cpu")).transformer)
     assert {field: getattr(other, field) for _, field in options.values()} == {f: v for v, f in options.values()}
     assert timed == Schedule(lr=3e-4, minutes=8, betas=(0.0, 0.999), clip=9) and not other.compile
 
@@ -340,7 +340,7 @@ def test_every_weight_of_the_student_learns_under_autocast(parts, monkeypatch, c
 @pytest.mark.slow
 def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path, capsys) -> None:
     """As a user does: distil, tune for sparse attention, merge, and make a video of the folder."""
-    few = ["--teacher", str(tiny_model), "--atlas", str(small_atlas), "--batch", "2", "--clips", "4", "--fresh", "2"]
+    few = ["--teacher", str(tiny_model), "--atlas", str(small_atlas), "--batch", "2", "--clips", "4", "--refresh", "2"]
     for name, extra in (
         ("rcm", ["--steps", "5", "--warmup", "2", "--no-compile", "--lr", "0.5"]),  # a fortieth, in its warm-up
         ("sla", ["--steps", "2", "--topk", "0.2", "--lr", "0.5"]),
@@ -351,14 +351,14 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
         norms = {"grad_norm.consistency.student", "grad_norm.dmd.student", "grad_norm.fake"}
         assert name == "sla" or norms | {"loss.student", "dmd.student", "loss.fake"} < log[-1].keys()
         state = torch.load(tmp_path / name / "state.pt", weights_only=True)
-        written = runs.read_weights(tmp_path / name / f"{name}.safetensors")
+        written = artifacts.read_weights(tmp_path / name / f"{name}.safetensors")
         kept = [key.split(".", 1)[1] for key in state["modules"] if not key.startswith("fake.")]
         assert written.keys() == set(kept)
         for key, average in zip(kept, state["ema"], strict=True):
             assert torch.equal(written[key], average.to(torch.bfloat16).float())
         if name == "rcm":
             for part in ("student", "fake"):
-                written = runs.read_weights(tmp_path / name / f"{part}.safetensors")
+                written = artifacts.read_weights(tmp_path / name / f"{part}.safetensors")
                 assert all(torch.equal(x, state["modules"][f"{part}.{key}"].bfloat16()) for key, x in written.items())
     assert len(list((tmp_path / "rcm").glob("sheet-5-in-[421].png"))) == 3
     left = [
@@ -367,12 +367,14 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
     on = ["rcm", *few, "--no-compile", "--steps", "1", "--lr", "0", "--folder", str(tmp_path / "on")]
     assert cli.main(["train", *on, *left]) == 0, capsys.readouterr().err
     for part in ("student", "fake"):
-        before, after = (runs.read_weights(tmp_path / run / f"{part}.safetensors") for run in ("rcm", "on"))
+        before, after = (artifacts.read_weights(tmp_path / run / f"{part}.safetensors") for run in ("rcm", "on"))
         assert all(torch.equal(x, after[key]) for key, x in before.items())
-    before = runs.read_weights(tmp_path / "on" / "student.safetensors")
-    assert all(torch.equal(x, before[key]) for key, x in runs.read_weights(tmp_path / "on" / "rcm.safetensors").items())
-    tuned = runs.read_weights(tmp_path / "sla" / "sla.safetensors")
-    pretrained = runs.read_teacher(str(tiny_model), torch.device("cpu")).transformer.state_dict()
+    before = artifacts.read_weights(tmp_path / "on" / "student.safetensors")
+    assert all(
+        torch.equal(x, before[key]) for key, x in artifacts.read_weights(tmp_path / "on" / "rcm.safetensors").items()
+    )
+    tuned = artifacts.read_weights(tmp_path / "sla" / "sla.safetensors")
+    pretrained = artifacts.read_teacher(str(tiny_model), torch.device("cpu")).transformer.state_dict()
     rest = ["--rcm", str(tmp_path / "rcm" / "rcm.safetensors"), "--teacher", str(tiny_model)]
     for folder, extra, kind in (
         ("dense", [], "original"),
@@ -383,7 +385,7 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
         pipe = td.Pipeline.load(str(tmp_path / folder))
         assert pipe.model.compute.attention_type == kind and (kind == "original" or pipe.model.compute.sla_topk == 0.2)
         stored = open_checkpoint(tmp_path / folder, "transformer")
-        for name, x in runs.read_weights(tmp_path / "rcm" / "rcm.safetensors").items():
+        for name, x in artifacts.read_weights(tmp_path / "rcm" / "rcm.safetensors").items():
             change = tuned[name] - pretrained[name].float() if kind == "sla" else torch.zeros(())
             assert torch.equal(stored.read(name).reshape(x.shape), (x + change).bfloat16())
         preset = pipe.model.preset

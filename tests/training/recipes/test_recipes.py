@@ -25,11 +25,11 @@ from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.presets import MODELS, ModelPreset
-from turbodiffusion.training import artifacts as runs
+from turbodiffusion.training import artifacts
 from turbodiffusion.training.data import ClipBank, LatentBank, caption_sample, clip_factors, of_latent_frames
 from turbodiffusion.training.recipes import flow, vae
 from turbodiffusion.training.recipes.text import train_text
-from turbodiffusion.training.sample_grid import PROMPTS, draw_sheet
+from turbodiffusion.training.sample_grid import PROMPTS, draw_sample_grid
 from turbodiffusion.training.trainer import Schedule, step_generator
 
 # Paints worlds and trains: too long for make test-fast.
@@ -79,7 +79,7 @@ def tokenizer(scenes: World, tmp_path_factory: pytest.TempPathFactory) -> Tokeni
 
 def make_bank(scenes: World, tokenizer: Tokenizer) -> LatentBank:
     torch.manual_seed(3)
-    return LatentBank(scenes, WanVAE(VAEConfig(dim=4)), tokenizer, size=6, fresh=2, seed=9, period=2, captions=2)
+    return LatentBank(scenes, WanVAE(VAEConfig(dim=4)), tokenizer, size=6, refresh=2, seed=9, period=2, captions=2)
 
 
 def test_clips_are_numbered_and_never_held_out(scenes: World) -> None:
@@ -199,27 +199,27 @@ def test_a_run_becomes_a_model_folder(scenes, atlas, small, tokenizer, tmp_path,
     monkeypatch.setitem(MODELS, "demo", small)
     vae_run, flow_run = tmp_path / "vae", tmp_path / "flow"
     vae_run.mkdir()
-    runs.write_vae(vae_run, WanVAE(small.vae), 12.5)
+    artifacts.write_vae(vae_run, WanVAE(small.vae), 12.5)
     flow_run.mkdir()
     (flow_run / "spiece.model").write_bytes(tokenizer.path.read_bytes())
     bank = LatentBank(
-        scenes, runs.read_vae(vae_run, torch.device("cpu")), tokenizer, size=4, fresh=2, seed=1, captions=2
+        scenes, artifacts.read_vae(vae_run, torch.device("cpu")), tokenizer, size=4, refresh=2, seed=1, captions=2
     )
     recipe = flow.FlowRecipe(batch=2, compile=False)
     schedule = Schedule(lr=1e-3, steps=2)
     trainer = flow.train_flow(bank, small.transformer, small.text, recipe, schedule, flow_run)
-    runs.write_weights(flow_run / "flow.safetensors", trainer.ema_state())
-    transformer, text = runs.read_flow(flow_run, small.transformer, small.text, torch.device("cpu"))
+    artifacts.write_weights(flow_run / "flow.safetensors", trainer.ema_state())
+    transformer, text = artifacts.read_flow(flow_run, small.transformer, small.text, torch.device("cpu"))
     trained = nn.ModuleDict({"transformer": transformer, "text": text}).state_dict()
     for name, average in trainer.ema_state().items():
         assert torch.equal(trained[name], average.detach().to(torch.bfloat16).float())
-    draw_sheet(LoadedModel.of_networks(small, transformer, bank.vae, text, tokenizer), tmp_path / "sheet.png")
+    draw_sample_grid(LoadedModel.of_networks(small, transformer, bank.vae, text, tokenizer), tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 128 * (len(PROMPTS) + 1))
 
-    assert runs.pack(vae_run, flow_run, atlas, tmp_path / "exact", store=None) < 8e6
+    assert artifacts.pack(vae_run, flow_run, atlas, tmp_path / "exact", store=None) < 8e6
     kept, state = open_checkpoint(tmp_path / "exact", "text"), text.state_dict()
     assert all(torch.equal(kept.read(name).float(), x) for name, x in state.items())
-    assert runs.pack(vae_run, flow_run, atlas, tmp_path / "model") < 4e6
+    assert artifacts.pack(vae_run, flow_run, atlas, tmp_path / "model") < 4e6
     assert any(map(open_checkpoint(tmp_path / "model", "text").quantized, state)) and not any(
         map(kept.quantized, state)
     )
@@ -231,10 +231,10 @@ def test_a_run_becomes_a_model_folder(scenes, atlas, small, tokenizer, tmp_path,
 
 def test_missing_and_foreign_runs_are_one_clear_line(small, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CheckpointError, match="no trained weights at"):
-        runs.read_vae(tmp_path, torch.device("cpu"))
-    runs.write_weights(tmp_path / "flow.safetensors", {"text.x": torch.zeros(1)})
+        artifacts.read_vae(tmp_path, torch.device("cpu"))
+    artifacts.write_weights(tmp_path / "flow.safetensors", {"text.x": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="other sizes"):
-        runs.read_flow(tmp_path, small.transformer, small.text, torch.device("cpu"))
+        artifacts.read_flow(tmp_path, small.transformer, small.text, torch.device("cpu"))
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -245,4 +245,4 @@ def test_psnr_of_a_known_error() -> None:
 
 def test_a_missing_atlas_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(MissingFilesError, match="bake it with"):
-        runs.atlas_subjects(tmp_path / "atlas.npz")
+        artifacts.atlas_subjects(tmp_path / "atlas.npz")

@@ -24,7 +24,7 @@ from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.parallel.groups import rank_and_size
 from turbodiffusion.training.data import LatentBank
-from turbodiffusion.training.trainer import Loss, Schedule, Sheet, Trainer, step_generator, torch_generator
+from turbodiffusion.training.trainer import Loss, SampleGrid, Schedule, Trainer, step_generator, torch_generator
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ def train_flow(
     run: Path,
     *,
     start: dict[str, Tensor] | None = None,
-    sheet: Sheet | None = None,
+    sample_grid: SampleGrid | None = None,
 ) -> Trainer:
-    """One leg; resumes what is in `run`, else begins from `start`, else from scratch.
+    """Train; resumes what is in `run`, else begins from `start`, else from scratch.
 
     `start` has an earlier run's weights, or the text encoder's alone (`train text`).
     """
@@ -109,5 +109,5 @@ def train_flow(
     trainer = Trainer(nn.ModuleDict({"transformer": transformer, "text": text}), schedule, run)
     if not trainer.resume() and start is not None:
         trainer.warm_start(trainer.modules.state_dict() | start)
-    trainer.fit(make_loss(transformer, text, bank, recipe), sheet, prepare=bank.advance)
+    trainer.fit(make_loss(transformer, text, bank, recipe), sample_grid, prepare=bank.advance)
     return trainer

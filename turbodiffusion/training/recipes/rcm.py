@@ -70,13 +70,13 @@ class RCMRecipe:
         if self.student_every < 1 or not 0 <= self.one_step_share <= 1:
             raise ValueError("student_every is 1 or more, one_step_share is from 0 to 1")
 
-    def turn(self, step: int) -> str:
+    def select_network(self, step: int) -> str:
         """Which network a step trains."""
         return "student" if step < self.warmup or (step - self.warmup) % self.student_every == 0 else "fake"
 
     def kind(self, step: int) -> str:
         """Return the kind of a step by what it costs: "warmup" (consistency alone), "student" or "fake"."""
-        return "warmup" if step < self.warmup else self.turn(step)
+        return "warmup" if step < self.warmup else self.select_network(step)
 
     def rollout_steps(self, step: int) -> int:
         """Return in how many steps the student makes samples, at a step of either network.
@@ -85,7 +85,7 @@ class RCMRecipe:
         """
         since = step - self.warmup
         students = since // self.student_every
-        count = students if self.turn(step) == "student" else since - students - 1
+        count = students if self.select_network(step) == "student" else since - students - 1
         ones, then = (math.ceil(n * self.one_step_share - 1e-9) for n in (count, count + 1))  # before, and with this
         return 1 if then > ones else 2 + (count - ones) % (MAX_STEPS - 1)
 
@@ -312,7 +312,7 @@ class _Step:
 
 
 def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
-    """The loss of step s for the network whose turn it is, everything drawn from (seed, step, rank)."""
+    """The loss of step s for the network that the step trains, everything drawn from (seed, step, rank)."""
     names = ("student", "fake", "teacher")
     forward = {name: getattr(networks, name) for name in names}
     if recipe.compile:
@@ -354,7 +354,7 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
         # No cache: PyTorch before 2.11 would keep weights that were cast under no_grad, and give them no gradient.
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda", cache_enabled=False):
             at = _Step(networks, bank, recipe, step, forward)
-            return student_loss(at, step) if recipe.turn(step) == "student" else fake_loss(at, step)
+            return student_loss(at, step) if recipe.select_network(step) == "student" else fake_loss(at, step)
 
     return loss
 
@@ -400,7 +400,7 @@ def train_rcm(
         modules,
         schedule,
         run,
-        turn=recipe.turn,
+        select_network=recipe.select_network,
         kind=recipe.kind,
         rates={"fake": recipe.fake_rate},
         settings=settings,

@@ -71,7 +71,7 @@ def train_sla(
     schedule: Schedule,
     run: Path,
 ) -> Trainer:
-    """One leg; resumes what is in `run`, else `sparse` begins with the weights of `dense` and a projection of zeros."""
+    """Train; resumes what is in `run`, else `sparse` begins with the weights of `dense` and a projection of zeros."""
     sparse.load_state_dict(sparse.state_dict() | dense.state_dict())
     sparse.train().requires_grad_(True)
     for module in (dense, text):

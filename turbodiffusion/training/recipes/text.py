@@ -32,7 +32,7 @@ def train_text(
     *,
     batch: int = 128,
 ) -> TextEncoder:
-    """One leg; resumes what is in `run`. Logs the share of factors told right."""
+    """Train; resumes what is in `run`. Logs the share of factors told right."""
     torch.manual_seed(SEED)
     text = TextEncoder(config, device=device)
     heads = nn.ModuleDict({question: nn.Linear(config.d_model, len(answers)) for question, answers in TOLD.items()})

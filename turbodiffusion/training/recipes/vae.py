@@ -101,7 +101,7 @@ def train_vae(
     *,
     start: dict[str, Tensor] | None = None,
 ) -> tuple[Trainer, WanVAE, float]:
-    """One leg; resumes what is in `run`, else begins from `start`, else from scratch.
+    """Train; resumes what is in `run`, else begins from `start`, else from scratch.
 
     Returns the trainer, the VAE with its latent statistics, and its PSNR: the last weights or their EMA, whichever is
     better (after a long decay of the learning rate the last ones are).
