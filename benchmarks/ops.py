@@ -1,6 +1,6 @@
 """Every kernel against its reference and against the clock, on one GPU.
 
-python benchmarks/ops.py --ops linear,norm --out FILE.json       (--only NAME: those whose name has it in; --tune)
+python benchmarks/ops.py --ops linear,norm,vae --out FILE.json       (--only NAME: those whose name has it in; --tune)
 
 First the checks: outputs start as NaN, shapes are ragged and real, and a kernel's error against float32 must not be
 over 1.1 times its reference's (evaluation.md). A speed counts only where the same run has found the output right. Then
@@ -24,6 +24,7 @@ from turbodiffusion.inference import doctor
 from turbodiffusion.ops.cases import (
     MODELS,
     RAGGED,
+    VAE_CHANNELS,
     Case,
     block_cases,
     errors,
@@ -31,6 +32,7 @@ from turbodiffusion.ops.cases import (
     product_cases,
     quantize_cases,
     random,
+    vae_cases,
 )
 from turbodiffusion.ops.linear.fp8 import fp8_row_linear, quantize_fp8_row
 from turbodiffusion.ops.linear.int8 import int8_row_linear, quantize_int8_block, quantize_int8_row
@@ -125,7 +127,11 @@ def quantize_block_case(width: int) -> Case:
     )
 
 
-GROUPS: dict[str, Callable[[], Iterator[Case]]] = {"linear": linear_cases, "norm": norms}
+GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
+    "linear": linear_cases,
+    "norm": norms,
+    "vae": lambda: vae_cases(DEVICE, VAE_CHANNELS),
+}
 
 
 def measure(case: Case) -> list[Row]:

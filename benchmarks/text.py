@@ -2,9 +2,9 @@
 
 python benchmarks/text.py [--out FILE.json] [--layers 24]
 
-First the check: states in bfloat16 must not be further from float32 than 1.1 times those of transformers' own forward.
+First the check: prompt embeds in bfloat16 must not be further from float32 than 1.1 times those of transformers' own.
 The weights are spread as transformers spreads them: under larger ones attention without 1 / sqrt(D) saturates, every
-rounding grows to the size of the states, and the comparison says nothing.
+rounding grows to the size of the prompt embeds, and the comparison says nothing.
 Then the times, of calls as the pipeline makes them (the third of a length on, which replay a CUDA graph), wall clock
 with the GPU waited for, median of 20.
 """
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for tokens in TOKENS:
         ids, mask = inputs(tokens, config)
         for _ in range(3):  # plain, captured, replayed
-            states = encoder(ids, mask)
-        outputs[tokens] = ids, mask, states[:, :tokens], theirs(encoder, ids, mask)[:, :tokens]
+            prompt_embeds = encoder(ids, mask)
+        outputs[tokens] = ids, mask, prompt_embeds[:, :tokens], theirs(encoder, ids, mask)[:, :tokens]
         ms = milliseconds(lambda ids=ids, mask=mask: encoder(ids, mask))
         name = f"text.{tokens}.ms"
         method = f"umT5-XXL, {chosen.layers} layers, bfloat16, batch 1, CUDA graph, wall clock, median of 20"

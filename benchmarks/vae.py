@@ -1,4 +1,4 @@
-"""The VAE's fast walk against float32, against the plain one, and against the clock, on one GPU.
+"""The fused VAE against float32, against its layers one by one, and against the clock, on one GPU.
 
 python benchmarks/vae.py --out FILE.json      (--profile: where the time goes; --alternatives: other ways to convolve)
 
@@ -113,7 +113,7 @@ def relative_l2(actual: Tensor, expected: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Exact:
-    """A small or ragged size: z, and what float32 and the plain bfloat16 walk make of it."""
+    """A small or ragged size: z, and what float32 and the bfloat16 layers make of it."""
 
     what: str
     z: Tensor
@@ -141,15 +141,15 @@ def exact_results(plain: WanVAE) -> list[Exact]:
 
 
 def check(name: str, pairs: Sequence[tuple[Tensor, Tensor, Tensor, str]]) -> Row:
-    """The error of what was made over the plain bfloat16 walk's, the worst size; pairs: made, plain, float32, size."""
+    """The error of what was made over the bfloat16 layers', the worst size; pairs: made, plain, float32, size."""
     worst, line = 0.0, ""
     for made, low, expected, what in pairs:
         error, usual = relative_l2(made, expected), relative_l2(low, expected)
         ratio = error / usual if error == error else float("inf")
         if ratio > worst:
-            worst, line = ratio, f"error {error:.2e}, of the plain walk {usual:.2e}, {what}"
+            worst, line = ratio, f"error {error:.2e}, of the layers {usual:.2e}, {what}"
     print(f"check {name:<22} {worst:6.3f} times the plain error  ({line})", flush=True)
-    method = f"relative L2 error against float32 over the plain bfloat16 walk's; {line}"
+    method = f"relative L2 error against float32 over the bfloat16 layers'; {line}"
     return Row(f"vae.check.{name}.ratio", worst, "x", "lower", 1.1, method)
 
 
@@ -357,7 +357,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
         peak = torch.cuda.max_memory_allocated() / 2**30
         add("decode.480p.peak_gib", peak, "GiB", f"{real}: most that PyTorch held, weights included")
     plain_ms = 1e3 * seconds(lambda: consume(plain, latent), 2)
-    add("decode.480p.plain_ms", plain_ms, "ms", f"{real}: the plain walk, median of 2")
+    add("decode.480p.plain_ms", plain_ms, "ms", f"{real}: layer by layer, median of 2")
     mean, std = plain._latent_scale(DEVICE)
     z = plain.conv2(plain._prepare(latent * std + mean))
     if chosen.profile:
@@ -380,7 +380,7 @@ def measure(chosen: argparse.Namespace) -> list[Row]:
         rows.append(check_encode(plain, sizes))
         video = fast.decode(latent).clamp(-1, 1)
         add("encode.480p.ms", 1e3 * seconds(lambda: fast.encode(video), repeats), "ms", real)
-        add("encode.480p.plain_ms", 1e3 * seconds(lambda: plain.encode(video), 1), "ms", f"{real}: the plain walk")
+        add("encode.480p.plain_ms", 1e3 * seconds(lambda: plain.encode(video), 1), "ms", f"{real}: layer by layer")
         picture = video[:, :, :1]
         add("encode.480p.frame_ms", 1e3 * seconds(lambda: fast.encode(picture), repeats), "ms", "one frame 832x480")
 

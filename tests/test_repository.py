@@ -335,3 +335,24 @@ def test_what_the_package_imports_it_declares():
                 if canonicalize_name(DISTRIBUTIONS.get(first, first)) not in known:
                     missing[name(path)] = first
     assert missing == {}
+
+
+# ---- the file map ----
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_the_file_map_is_whole_and_true(page):
+    """Each module and folder at the top of the package is on it, and what it names is there."""
+    text = (ROOT / page).read_text()
+    file_map = text[text.index("```\nturbodiffusion/\n") :].removeprefix("```\n").split("```")[0]
+    package = ROOT / "turbodiffusion"
+    here = {f"{p.name}/" if p.is_dir() else p.name for p in package.iterdir() if p.suffix in ("", ".py")}
+    here -= {"__pycache__/", "__main__.py"}
+    named = set(re.findall(r"(?<![\w/.<>*])[\w]+(?:\.py|/)", file_map))
+    assert here <= named, f"missing on the map: {sorted(here - named)}"
+    known = {p.name for p in ROOT.rglob("*.py") if ".venv" not in p.parts}
+    known |= {
+        f"{p.name}/" for top in ("turbodiffusion", "tests", "benchmarks", "docs") for p in (ROOT / top).rglob("*")
+    }
+    known |= {"turbodiffusion/", "tests/", "benchmarks/", "docs/"}
+    assert named <= known, f"not in the checkout: {sorted(named - known)}"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from turbodiffusion.checkpoint.merge import merge
+from turbodiffusion.checkpoint.merge import merge_finetunes
 from turbodiffusion.errors import CheckpointError
 
 BASE = {"a.weight": torch.tensor([1.0, 2.0]), "b.weight": torch.tensor([[3.0]])}
@@ -12,7 +12,7 @@ def moved(by: float, **more: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_changes_are_added_and_what_is_new_is_taken():
-    merged = merge(moved(0.5), moved(0.25, proj_l=torch.tensor([7.0])), BASE)
+    merged = merge_finetunes(moved(0.5), moved(0.25, proj_l=torch.tensor([7.0])), BASE)
     assert merged["a.weight"].tolist() == [1.75, 2.75] and merged["b.weight"].tolist() == [[3.75]]
     assert merged["proj_l"].tolist() == [7.0] and merged.keys() == {*BASE, "proj_l"}
 
@@ -21,8 +21,8 @@ def test_sums_are_float32_in_the_students_dtype():
     """In bfloat16 a change of 2^-9 beside 1 would be lost."""
     base = {"a": torch.ones(1, dtype=torch.bfloat16)}
     tuned = {"a": torch.full((1,), 1 + 2**-9)}
-    assert merge({"a": torch.ones(1)}, tuned, base)["a"].item() == 1 + 2**-9
-    assert merge(base, tuned, base)["a"].dtype == torch.bfloat16
+    assert merge_finetunes({"a": torch.ones(1)}, tuned, base)["a"].item() == 1 + 2**-9
+    assert merge_finetunes(base, tuned, base)["a"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_sums_are_float32_in_the_students_dtype():
 )
 def test_what_would_be_dropped_is_named(distilled, tuned, words):
     with pytest.raises(CheckpointError, match=words):
-        merge(distilled, tuned, BASE)
+        merge_finetunes(distilled, tuned, BASE)

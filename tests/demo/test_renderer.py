@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from turbodiffusion.demo import preview
 from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES, bake_sheet, find_subject, loop_indices
 from turbodiffusion.demo.factors import NATURAL, Factors, sample_factors
 from turbodiffusion.demo.renderer import World
@@ -170,6 +171,17 @@ def test_errors_name_what_works(atlas, tmp_path):
         find_subject("cap")
     with pytest.raises(MissingFilesError, match="bake it again"):
         World(tmp_path / "old.npz")
+    (tmp_path / "cut.npz").write_bytes(atlas.read_bytes()[:1000])
+    with pytest.raises(MissingFilesError, match="cut off: bake it again"):
+        World(tmp_path / "cut.npz")
+
+
+def test_preview_without_an_atlas_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["preview", "--atlas", str(tmp_path / "atlas.npz")])
+    with pytest.raises(
+        SystemExit, match=r"^error: no atlas at \S+: bake it with `python -m turbodiffusion\.demo\.bake"
+    ):
+        preview.main()
 
 
 def test_masks_follow_the_subject(world):

@@ -95,7 +95,7 @@ def test_kinds_are_the_ones_tested_here():
 
 @pytest.mark.parametrize(("kind", "first"), [("off", OUT), ("int8_row", OUT), ("fp8_row", OUT), ("int8_block", 128)])
 @torch.no_grad()
-def test_joined_layers_are_one_product(kind, first):
+def test_fused_layers_are_one_product(kind, first):
     torch.manual_seed(0)
     widths = [first, 128, OUT]
     layers = [linear(IN, out, kind=kind) for out in widths]
@@ -115,13 +115,13 @@ def test_joined_layers_are_one_product(kind, first):
 
 @pytest.mark.parametrize("kind", ["int8_row", "fp8_row"])
 @torch.no_grad()
-def test_of_rows_is_forward_with_gate_and_residual(kind):
+def test_forward_quantized_is_forward_with_gate_and_residual(kind):
     torch.manual_seed(0)
     layer = linear(IN, OUT, kind=kind)
     layer.reset_parameters()
     x, gate, residual = torch.randn(2, 7, IN), torch.randn(2, OUT), torch.randn(2, 7, OUT)
-    rows = quantize_per_token(x, PER_TOKEN_DTYPES[kind])
-    y = layer.forward_quantized(rows, torch.float32, gate_BO=gate, residual=residual)
+    x8 = quantize_per_token(x, PER_TOKEN_DTYPES[kind])
+    y = layer.forward_quantized(x8, torch.float32, gate_BO=gate, residual=residual)
     torch.testing.assert_close(y, residual + gate[:, None] * layer(x), rtol=1e-6, atol=1e-6)
 
 

@@ -36,7 +36,7 @@ HEAD_DIM = 128  # of every published Wan transformer
 
 
 def read_config(path: str | Path, part: str) -> Any:
-    """The configuration of "transformer", "transformer_low", "vae" or "text" under `path`, a file or folder.
+    """Read the configuration of "transformer", "transformer_low", "vae" or "text" under `path`, a file or folder.
 
     A WanConfig has attention_type "sla" where there is a proj_l, and round_time_to_bf16 for what only TurboDiffusion
     writes; without a proj_l or a config.json, heads are taken to be 128 wide. Raises CheckpointError when the tensors
@@ -186,5 +186,5 @@ def _infer_text(checkpoint: Checkpoint, beside: Mapping[str, Any]) -> TextConfig
 
 
 def _count(shapes: Mapping[str, Any], start: str) -> int:
-    """How many of the numbered modules that begin with `start` there are."""
+    """Count the numbered modules that begin with `start`."""
     return len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})

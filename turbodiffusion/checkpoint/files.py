@@ -58,7 +58,7 @@ class TensorFile:
 
 
 def find(path: str | Path, part: str) -> Path | None:
-    """The file of `part` (a key of PLACES) under the folder `path`, or None."""
+    """Find the file of `part` (a key of PLACES) under the folder `path`; None where there is none."""
     path = Path(path)
     for place in PLACES[part]:
         if (path / place).is_file():
@@ -68,7 +68,7 @@ def find(path: str | Path, part: str) -> Path | None:
 
 
 def locate(path: str | Path, part: str) -> Path:
-    """`path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
+    """Return `path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
     path = Path(path)
     if path.is_file():
         return path

@@ -92,7 +92,7 @@ def write_folder(
     *,
     store: str | None = None,
 ) -> None:
-    """As `save_folder`, from the parts' configurations and tensors (keys of FILES)."""
+    """Write a folder as `save_folder` does, from the parts' configurations and tensors (keys of FILES)."""
     folder = Path(folder)
     unknown = set(config) - {"sampling", "about"}
     if unknown:
@@ -153,14 +153,14 @@ def read_folder(folder: str | Path) -> FolderConfig:
 
 
 def config_values(config: PartConfig) -> dict[str, Any]:
-    """The configuration as JSON's values, without `kernels`: those belong to the machine that built the network."""
+    """Return the configuration as JSON's values, without `kernels`: those are of the machine that built the network."""
     values = dataclasses.asdict(config)
     values.pop("kernels", None)
     return values
 
 
 def config_from(part: str, values: Mapping[str, Any]) -> Any:
-    """The part's configuration from JSON's values. Raises TypeError or ValueError for what it does not know."""
+    """Make the part's configuration from JSON's values. Raises TypeError or ValueError for what it does not know."""
     lists_as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return CONFIGS[part.removesuffix("_low")](**lists_as_tuples)
 
@@ -182,7 +182,7 @@ def write_part(path: str | Path, part: str, config: PartConfig, stored: Stored, 
 
 
 def in_blocks(stored: Stored, part: str) -> Stored:
-    """The same with the large weights as `X.int8_weight` and `X.scale`.
+    """Quantize the large weights in blocks of 128 x 128, to `X.int8_weight` and `X.scale`.
 
     Large: at least one whole block of 128 x 128; below that, scales and rounding cost more than the bytes are worth. A
     convolution [out, in, ...] is stored as the matrix [out, in * ...]. Of a transformer only the linears of its blocks

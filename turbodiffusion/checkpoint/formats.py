@@ -104,8 +104,8 @@ def _rename_diffusers_vae(name: str) -> str:
     name = _rename(_DIFFUSERS_VAE)(name)
     if up is None:
         return name
-    place = 4 * int(up[1]) + (int(up[3]) if up[2] == "resnets" else 3)
-    return re.sub(r"^decoder\.up_blocks\.\d+\.(resnets|upsamplers)\.\d+\.", f"decoder.upsamples.{place}.", name)
+    index = 4 * int(up[1]) + (int(up[3]) if up[2] == "resnets" else 3)
+    return re.sub(r"^decoder\.up_blocks\.\d+\.(resnets|upsamplers)\.\d+\.", f"decoder.upsamples.{index}.", name)
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ class Checkpoint:
     _sources: Mapping[str, tuple[str, ...]]  # names in the file: the tensor, or the int8 values and their scales
 
     def quantized(self, name: str) -> bool:
-        """Whether `name` is stored as 8-bit blocks."""
+        """Say whether `name` is stored as 8-bit blocks."""
         return len(self._sources[name]) == 2
 
     def blocks(self, name: str) -> tuple[Tensor, Tensor]:
-        """int8 [out, in] and float32 scales [ceil(out / 128), ceil(in / 128)] of a quantized weight."""
+        """Read a quantized weight: int8 [out, in] and float32 scales [ceil(out / 128), ceil(in / 128)]."""
         values, scale = self._sources[name]
         return self._read(values, torch.int8), self._read(scale, torch.float32)
 
     def read(self, name: str) -> Tensor:
-        """The weight as a float tensor of `shapes[name]`, dequantized to float32 where it is stored in 8 bits."""
+        """Read the weight as a float tensor of `shapes[name]`, dequantized to float32 where it is stored in 8 bits."""
         if self.quantized(name):
             return dequantize_int8_block(*self.blocks(name)).reshape(self.shapes[name])
         return self._read(self._sources[name][0], *FLOATS).reshape(self.shapes[name])
@@ -179,7 +179,7 @@ def open_checkpoint(path: str | Path, part: str) -> Checkpoint:
 
 
 def interpret(file: TensorFile, part: str) -> Checkpoint:
-    """As `open_checkpoint`, from an open file; of the tensors only those that appear under two names are read."""
+    """Interpret an open file as `open_checkpoint` does; only tensors that appear under two names are read."""
     kind = part.removesuffix("_low")
     plain = {name.removeprefix("net."): name for name in file.shapes}  # training checkpoints have the prefix
     found = [family for family in FAMILIES if family.landmark in plain]
@@ -204,7 +204,7 @@ def interpret(file: TensorFile, part: str) -> Checkpoint:
 
 
 def part_of(path: str | Path) -> str:
-    """Which part a weight file holds: "transformer", "vae" or "text". Raises CheckpointError for none."""
+    """Tell which part a weight file holds: "transformer", "vae" or "text". Raises CheckpointError for none."""
     file = open_tensors(path)
     plain = [name.removeprefix("net.") for name in file.shapes]
     found = [family for family in FAMILIES if family.landmark in plain]

@@ -21,7 +21,7 @@ OnProgress = Callable[["HubFile", int, int], None]  # the file, its bytes so far
 def fetch(
     files: Sequence[HubFile], *, endpoint: str | None = None, on_progress: OnProgress | None = None
 ) -> dict[str, Path]:
-    """Local paths of the files by their `path`, downloading what is not in the cache.
+    """Download what is not in the cache and return the local paths of the files by their `path`.
 
     endpoint: the hub's address, by default HF_ENDPOINT's or the public one.
     Raises MissingFilesError, which tells the files, their sizes, the reason and the command that fetches them;
@@ -39,13 +39,13 @@ def fetch(
     missing = [file for file in files if file.path not in found]
     if missing and constants.HF_HUB_OFFLINE:
         raise _missing(missing, text("hub.offline"), endpoint)
-    for place, file in enumerate(missing):
+    for index, file in enumerate(missing):
         try:
             found[file.path] = _download(file, endpoint, on_progress)
         except CheckpointError:
             raise
         except Exception as error:  # errors of the HTTP client come through, and the library has changed its client
-            raise _missing(missing[place:], _reason(file, error), endpoint) from None
+            raise _missing(missing[index:], _reason(file, error), endpoint) from None
     return found
 
 
@@ -69,7 +69,7 @@ def _download(file: HubFile, endpoint: str | None, on_progress: OnProgress | Non
 
 
 def _progress_bar(file: HubFile, on_progress: OnProgress) -> type:
-    """A tqdm class that prints nothing and calls `on_progress`."""
+    """Make a tqdm class that prints nothing and calls `on_progress`."""
     from tqdm.auto import tqdm
 
     class Report(tqdm):

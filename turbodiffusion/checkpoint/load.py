@@ -91,7 +91,7 @@ def check(model: nn.Module, checkpoint: Checkpoint, allow_missing: Sequence[str]
 
 
 def _fill(model: nn.Module, checkpoint: Checkpoint, device: Device, allow_missing: Sequence[str] = ()) -> float | None:
-    """Returns the relative error of the weights that were rounded to 8 bits, if there were any."""
+    """Fill the model and return the relative error of the weights that were rounded to 8 bits, if there were any."""
     slots, device = _slots(model), torch.device(device)
     allowed = _check(checkpoint, slots, allow_missing)
     rounded: list[Tensor] = []  # of each weight: the squares of its error and of itself, summed
@@ -155,7 +155,7 @@ def _put(module: nn.Module, leaf: str, value: Tensor, device: Device) -> None:
 
 
 def _put_quantized(module: QuantizedLinear, checkpoint: Checkpoint, name: str, device: Device) -> list[Tensor]:
-    """Returns the sums of squares [2] of the error and of the weight where the weight had to be rounded."""
+    """Fill an 8-bit linear; return the sums of squares [2] of error and weight where the weight had to be rounded."""
     if checkpoint.quantized(name) and module.kind == "int8_block":
         values, scale = checkpoint.blocks(name)
         _put(module, "int8_weight", values, device)
@@ -165,11 +165,11 @@ def _put_quantized(module: QuantizedLinear, checkpoint: Checkpoint, name: str, d
         if buffer.is_meta:
             # Not empty_like: of a meta tensor it goes through PyTorch's Python references, which import SymPy.
             setattr(module, leaf, torch.empty(buffer.shape, dtype=buffer.dtype, device=device))
-    place = module.scale.device  # before anything is computed: a GPU recasts a weight in the time that reading takes
+    device = module.scale.device  # before anything is computed: a GPU recasts a weight in the time that reading takes
     if checkpoint.quantized(name):
         values, scale = checkpoint.blocks(name)
-        weight = dequantize_int8_block(values.to(place), scale.to(place))
+        weight = dequantize_int8_block(values.to(device), scale.to(device))
     else:
-        weight = checkpoint.read(name).to(place).float()
+        weight = checkpoint.read(name).to(device).float()
     module.load_weight(weight)
     return [torch.stack(((module.float_weight() - weight).square().sum(), weight.square().sum()))]

@@ -13,10 +13,10 @@ from turbodiffusion.errors import CheckpointError
 from turbodiffusion.texts import text
 
 
-def merge(
+def merge_finetunes(
     distilled: Mapping[str, Tensor], tuned: Mapping[str, Tensor], pretrained: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """distilled + (tuned - pretrained), summed in float32, in the dtypes of `distilled`.
+    """Compute distilled + (tuned - pretrained), summed in float32, in the dtypes of `distilled`.
 
     What only `tuned` has (SLA's projection) is taken from it. Raises CheckpointError for a tensor that would be left
     out, or whose shapes differ.

@@ -250,7 +250,7 @@ def merge(
     """Make a model folder of a distilled student, with sparse attention's fine-tuning added if given."""
     import torch
 
-    from turbodiffusion.checkpoint.merge import merge as add_change
+    from turbodiffusion.checkpoint.merge import merge_finetunes
     from turbodiffusion.errors import CheckpointError
     from turbodiffusion.training import artifacts as runs
 
@@ -264,7 +264,7 @@ def merge(
             raise CheckpointError(f"{path} was trained from another model than {teacher}: name that one as --teacher")
     student, attention = weights[rcm], {}
     if sla is not None:
-        student = add_change(student, weights[sla], known.transformer.state_dict())
+        student = merge_finetunes(student, weights[sla], known.transformer.state_dict())
         attention = {"attention_type": "sla", "sla_topk": float(about[sla]["sla_topk"])}
     preset = runs.distilled(known.preset, float(about[rcm]["sigma_max"]), **attention)
     print(f"{target}: {runs.pack_distilled(target, known, preset, student) / 1e6:.1f} MB")

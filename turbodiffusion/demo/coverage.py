@@ -69,6 +69,18 @@ def _known(subjects: tuple[Subject, ...]) -> tuple[frozenset[str], frozenset[str
     """Every English word and every Chinese phrase of the captions, the aliases' targets excepted."""
     english: list[str] = [row.name for row in subjects]
     chinese: list[str] = [word for row in subjects for word in (row.chinese, row.measure)]
+    for name in (row.name for row in subjects):
+        for also in (words.SYNONYMS, words.WEARS):
+            english += also.get(name, ((), ()))[0]
+            chinese += also.get(name, ((), ()))[1]
+    for en_details, zh_details in words.DETAILS.values():
+        english += en_details
+        chinese += [part for phrase in zh_details for part in phrase.split("，")]
+    for en_places, zh_places in words.OTHER_PLACES.values():
+        english += [phrase for pair in en_places for phrase in pair]
+        chinese += zh_places
+    english += [form for pair in words.CHASES[0] for form in pair]
+    chinese += words.CHASES[1]
     for verbs, zh in words.VERBS.values():
         english += [form for pair in verbs for form in (*pair, plural(pair[0]))]
         chinese += zh
@@ -88,8 +100,8 @@ def _known(subjects: tuple[Subject, ...]) -> tuple[frozenset[str], frozenset[str
     for adjective, after, zh_before, zh_after in words.LIGHTS.values():
         english += [adjective, *after]
         chinese += [zh_before, *zh_after]
-    singles = {word for phrase in english for word in phrase.lower().split()}
-    return frozenset(singles | set(PLAIN_EN.split()) | {"grey"}), frozenset([*chinese, "卡通风格", "城市", "街道"])
+    singles = {word.strip(",") for phrase in english for word in phrase.lower().split()}
+    return frozenset(singles | set(PLAIN_EN.split()) | {"grey"}), frozenset([*chinese, *words.WITHIN_ZH, "卡通风格"])
 
 
 def _is_known_english(word: str, known: frozenset[str]) -> bool:
@@ -132,11 +144,19 @@ def _nearest(word: str, subjects: tuple[Subject, ...]) -> list[str]:
 
 
 def _names_subject(prompt: str, subjects: tuple[Subject, ...]) -> bool:
+    """Whether a subject is named, or a landscape that is drawn by its trees alone."""
     low = prompt.lower()
-    return any(
-        re.search(rf"(?<![a-z]){re.escape(row.name.lower())}(s|es)?(?![a-z])", low) or row.chinese in prompt
-        for row in subjects
-    )
+    for row in subjects:
+        english, chinese = words.SYNONYMS.get(row.name, ((), ()))
+        if row.name == "tree":
+            english, chinese = (*english, "leaves"), (*chinese, "树叶")
+        if any(
+            re.search(rf"(?<![a-z]){re.escape(name.lower())}(s|es)?(?![a-z])", low) for name in (row.name, *english)
+        ):
+            return True
+        if any(name in prompt for name in (row.chinese, *chinese)):
+            return True
+    return False
 
 
 def _chinese_name(name: str) -> str:

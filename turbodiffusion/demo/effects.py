@@ -26,7 +26,8 @@ PAINTS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, i
     "brown": ((48, 24, 10), (134, 82, 44), (226, 186, 150)),
 }
 LUMA = (0.299, 0.587, 0.114)
-TILE = 256  # pixels of the rain and snow tiles, which repeat
+TILE = 256  # pixels of the tiles, which repeat
+TILES = ("stars", "rain", "snow", "fleck cover", "fleck light", "cloud cover", "cloud light")
 BLOCK = 4  # pixels of a pixel of the pixel style
 
 
@@ -104,9 +105,10 @@ STYLES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def weather_tiles() -> np.ndarray:
-    """float32 [3, TILE, TILE]: stars, rain streaks, snow flakes, all repeating without a seam."""
+    """float32 [len(TILES), TILE, TILE], all repeating without a seam: stars, rain streaks, snow flakes; for falling
+    petals and leaves, and for clouds, how much of a pixel they cover and how light it is."""
     rng = np.random.default_rng(7)
-    tiles = np.zeros((3, TILE, TILE), np.float32)
+    tiles = np.zeros((len(TILES), TILE, TILE), np.float32)
     for x, y, power in zip(*rng.integers(0, TILE, (2, 110)), rng.uniform(0.4, 1.0, 110), strict=True):
         tiles[0, y, x] = power
         for dx, dy in ((1, 0), (0, 1), (-1, 0), (0, -1)):
@@ -119,4 +121,43 @@ def weather_tiles() -> np.ndarray:
         flake = np.clip(radius - np.hypot(xx, yy) + 0.5, 0, 1)
         rows, columns = (y + yy) % TILE, (x + xx) % TILE
         tiles[2, rows, columns] = np.maximum(tiles[2, rows, columns], flake)
+    tiles[3:5] = _flecks(rng)
+    tiles[5:7] = _clouds(rng)
     return tiles.clip(0, 1)
+
+
+def _flecks(rng: np.random.Generator) -> np.ndarray:
+    """[2, TILE, TILE]: cover and lightness of small pointed ovals, each turned and tinted another way."""
+    cover, light = np.zeros((2, TILE, TILE), np.float32)
+    yy, xx = np.mgrid[-8:9, -8:9].astype(np.float32)
+    for x, y in rng.integers(0, TILE, (46, 2)):
+        angle, half, slim, tone = rng.uniform(0, np.pi), rng.uniform(3.6, 6.0), rng.uniform(0.42, 0.7), rng.uniform()
+        along = (xx * np.cos(angle) + yy * np.sin(angle)) / half
+        across = (yy * np.cos(angle) - xx * np.sin(angle)) / (half * slim)
+        shape = np.clip((1.0 - along**2 - np.abs(across) ** 1.5) * half * 0.6, 0, 1)
+        rows, columns = (y + yy.astype(int)) % TILE, (x + xx.astype(int)) % TILE
+        light[rows, columns] = np.where(shape > 0, np.clip(tone + 0.25 * along, 0, 1), light[rows, columns])
+        cover[rows, columns] = np.maximum(cover[rows, columns], shape)
+    return np.stack([cover, light])
+
+
+def _clouds(rng: np.random.Generator) -> np.ndarray:
+    """[2, TILE, TILE]: cover and lightness of clouds, heaps of puffs on a flat base."""
+    cover, light = np.zeros((TILE, TILE), np.float32), np.ones((TILE, TILE), np.float32)
+    rows, columns = np.mgrid[0:TILE, 0:TILE].astype(np.float32)
+    for x, y, wide in zip(
+        (np.arange(11) + rng.uniform(0.1, 0.9, 11)) * TILE / 11,
+        rng.permutation(11) * TILE / 11 + 10.0,
+        rng.uniform(15, 28, 11),
+        strict=True,
+    ):
+        down = (rows - y + TILE / 2) % TILE - TILE / 2
+        over = (columns - x + TILE / 2) % TILE - TILE / 2
+        shape = np.zeros_like(cover)
+        for u, v, r in ((-1.0, 0.1, 0.42), (-0.45, 0.36, 0.58), (0.25, 0.46, 0.66), (0.95, 0.12, 0.46)):
+            far = np.hypot(over - wide * u, (down + wide * v) / 0.85)
+            shape = np.maximum(shape, np.clip((wide * r - far) / 1.6, 0, 1))
+        shape *= np.clip((wide * 0.3 - down) / 3.0, 0, 1)
+        light = np.where(shape > 0, np.clip(0.5 - 0.9 * down / wide, 0, 1), light)
+        cover = np.maximum(cover, shape)
+    return np.stack([cover, light])

@@ -3,12 +3,13 @@ for evaluation."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from turbodiffusion.demo.scenes import SCENES
-from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS, Subject
+from turbodiffusion.demo.subjects import BY_NAME, CHASERS, PREY, SUBJECTS, Subject
 
 COLOURS: tuple[str, ...] = (
     "red",
@@ -25,13 +26,25 @@ COLOURS: tuple[str, ...] = (
 )
 NATURAL = "natural"
 MOTIONS: tuple[str, ...] = ("walk", "run", "jump", "fly", "fall", "spin", "circle", "approach", "recede", "still")
+TRAVELS = ("walk", "run", "fly")
 SPEEDS: tuple[str, ...] = ("", "slow", "fast")
 SIZES: tuple[str, ...] = ("", "small", "big")
-LIGHTS: tuple[str, ...] = ("sunny", "sunset", "night", "fog", "rain", "snow")
+LIGHTS: tuple[str, ...] = ("sunny", "sunset", "night", "fog", "rain", "snow", "petals", "leaves")
 CAMERAS: tuple[str, ...] = ("", "pan left", "pan right", "tilt up", "tilt down", "zoom in", "zoom out")
 STYLES: tuple[str, ...] = ("", "pixel", "sketch", "black and white")
 GREY_STYLES = ("sketch", "black and white")  # no colour can be told, and a sunset cannot be seen
+WOODED = ("garden", "meadow", "forest", "city", "hill", "cherry")
 HELD_OUT_SHARE = 0.04  # of the combinations subject x colour x motion
+
+
+# What people ask for first, drawn as often as two further subjects.
+WISHED = 0.05
+WISHES: tuple[dict[str, Any], ...] = (
+    {"subject": "woman", "motion": "walk", "scene": "neon", "light": "", "style": ""},
+    {"subject": "cat", "motion": "run", "scene": "garden", "light": "sunny", "style": "", "second": "butterfly"},
+    {"subject": "girl", "motion": "still", "scene": "cherry", "light": "petals", "style": "", "camera": "zoom in"},
+    {"subject": "tree", "motion": "still", "scene": "hill", "light": "sunny", "style": ""},
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,8 @@ class Factors:
     subject: a name of the table; colour: "natural" or a word of COLOURS; direction: "left", "right", "up", "down"
     where the motion has one, else "". light: "" only where the scene has none (space, under water). seed: everything
     else (which garden, where, phase).
-    second: another subject that does the same beside it, in its own paint, or "".
+    second: another subject that does the same beside it, in its own paint, or ""; chased: how many of the second are
+    there, small, fleeing from the first, 0 where they go side by side.
     """
 
     subject: str
@@ -57,6 +71,7 @@ class Factors:
     style: str
     seed: int
     second: str = ""
+    chased: int = 0
 
     @property
     def row(self) -> Subject:
@@ -96,40 +111,79 @@ def sample_factors(
 
 
 def _draw(rng: np.random.Generator, subjects: Sequence[Subject]) -> Factors:
+    wishes = [wish for wish in WISHES if BY_NAME[wish["subject"]] in subjects] if rng.random() < WISHED else []
+    wish = wishes[int(rng.integers(len(wishes)))] if wishes else {}
+    if wish.get("second", "") not in ("", *(row.name for row in subjects)):
+        wish = {}
+    factors = _draw_freely(rng, (BY_NAME[wish["subject"]],) if wish else subjects)
+    if not wish:
+        return factors
+    direction = _pick(rng, tuple(way for way in directions(wish["motion"]) if way not in ("up", "down")))
+    chased = 1 + int(rng.random() < 0.5) if "second" in wish else 0
+    plain: dict[str, Any] = {
+        "colour": NATURAL,
+        "size": "",
+        "second": "",
+        "speed": "",
+        "direction": direction,
+        "chased": chased,
+    }
+    return replace(factors, **(plain | wish))
+
+
+def _draw_freely(rng: np.random.Generator, subjects: Sequence[Subject]) -> Factors:
     subject = subjects[int(rng.integers(len(subjects)))]
     motion = _pick(rng, subject.motions)
     scene = _pick(rng, subject.habitat)
-    colour, style, second, size = NATURAL, "", "", ""
+    colour, style, second, size, chased = NATURAL, "", "", "", 0
     if subject.paintable and rng.random() < 0.5:
         colour = _pick(rng, tuple(word for word in COLOURS if word != subject.colour))
     elif rng.random() < 0.16:
         style = _pick(rng, STYLES[1:])
-    if rng.random() < 0.08:
+    direction = _pick(rng, directions(motion))
+    company = rng.random()
+    if company < 0.06:
         others = (row for row in subjects if row.kind == subject.kind and row is not subject and scene in row.habitat)
         second = _pick(rng, tuple(row.name for row in others) or ("",))
+    elif company < 0.2 and motion in CHASERS.get(subject.kind, ()) and direction in ("left", "right"):
+        names = {row.name for row in subjects if scene in row.habitat and row is not subject}
+        second = _pick(rng, tuple(name for name in PREY if name in names) or ("",))
+        chased = (1 + int(rng.random() < 0.5)) * bool(second)
     elif motion not in ("approach", "recede") and rng.random() < 0.25:
         size = _pick(rng, ("small", "big"))
     return Factors(
         subject=subject.name,
         colour=colour,
         motion=motion,
-        direction=_pick(rng, directions(motion)),
+        direction=direction,
         speed=_pick(rng, ("slow", "fast")) if motion in ("walk", "run", "fly", "jump") and rng.random() < 0.25 else "",
         size=size,
         scene=scene,
-        light=_pick(rng, lights(style)) if SCENES[scene].lights else "",
+        light=_pick(rng, lights(style, scene)) if SCENES[scene].lights else "",
         camera=_pick(rng, CAMERAS[1:]) if motion not in ("approach", "recede") and rng.random() < 0.25 else "",
         style=style,
         seed=int(rng.integers(2**31)),
         second=second,
+        chased=chased,
     )
 
 
-def lights(style: str) -> tuple[str, ...]:
-    """The lights that can be seen in a style, sunny most often: a sunset needs colours, and drops and flakes would be
-    larger than lines and blocks."""
-    hidden = {"sketch": ("sunset", "rain", "snow"), "black and white": ("sunset",), "pixel": ("rain", "snow")}
-    return tuple(light for light in ("sunny", "sunny", "sunny", *LIGHTS) if light not in hidden.get(style, ()))
+def is_wished(factors: Factors) -> bool:
+    """Whether a clip is one of WISHES."""
+    return any(all(getattr(factors, key) == value for key, value in wish.items()) for wish in WISHES)
+
+
+def lights(style: str, scene: str = "garden") -> tuple[str, ...]:
+    """The lights that can be seen in a style and a scene, sunny most often.
+
+    A sunset needs colours; drops, flakes and petals would be larger than lines and blocks. Petals and leaves fall where
+    trees are near, petals most under cherry trees.
+    """
+    falling = ("rain", "snow", "petals", "leaves")
+    hidden = {"sketch": ("sunset", *falling), "black and white": ("sunset", "petals", "leaves"), "pixel": falling}
+    barred = set(hidden.get(style, ())) | (set() if scene in WOODED else {"petals", "leaves"})
+    often = ("sunny", "sunny", "sunny", *(("petals",) * 5 if scene == "cherry" else ()))
+    return tuple(light for light in (*often, *LIGHTS) if light not in barred)
 
 
 def directions(motion: str) -> tuple[str, ...]:

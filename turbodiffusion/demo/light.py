@@ -29,6 +29,8 @@ class Light:
     stars: float = 0.0
     rain: float = 0.0
     snow: float = 0.0
+    flecks: tuple[Colour, Colour] = ((0, 0, 0), (0, 0, 0))  # petals or leaves that fall, in colours between these
+    fall: float = 0.0  # units a second that they fall, 0 where none do
 
 
 LIGHTS: dict[str, Light] = {
@@ -53,14 +55,37 @@ LIGHTS: dict[str, Light] = {
     "snow": Light(
         ((178, 194, 216), (226, 233, 243)), (0.86, 0.9, 0.97), (0.95, 0.97, 1.0), mist=((236, 241, 248), 0.3), snow=1.0
     ),
+    "petals": Light(
+        ((150, 194, 246), (255, 226, 236)),
+        (1.02, 0.97, 0.98),
+        (1.01, 0.99, 1.0),
+        (255, 236, 170),
+        0.14,
+        0.35,
+        flecks=((250, 150, 186), (255, 226, 236)),
+        fall=0.6,
+    ),
+    "leaves": Light(
+        ((140, 178, 224), (252, 230, 196)),
+        (1.06, 0.9, 0.68),
+        (1.02, 0.97, 0.9),
+        (255, 214, 120),
+        0.15,
+        0.45,
+        flecks=((196, 62, 28), (250, 186, 52)),
+        fall=0.8,
+    ),
 }
-WATER = Light(scene=(0.94, 1.0, 1.04), subject=(0.9, 0.98, 1.04), mist=((28, 110, 168), 0.22))
+OWN: dict[str, Light] = {  # of scenes without sun and weather
+    "underwater": Light(scene=(0.94, 1.0, 1.04), subject=(0.9, 0.98, 1.04), mist=((28, 110, 168), 0.22)),
+    "neon": Light(subject=(1.0, 0.9, 0.98), mist=((150, 60, 130), 0.12)),
+}
 
 
 def light_row(factors: Factors, aspect: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """The clip's light as float32 arrays, colours from 0 to 1."""
     scene = SCENES[factors.scene]
-    light = WATER if factors.scene == "underwater" else LIGHTS[factors.light]
+    light = OWN.get(factors.scene) or LIGHTS[factors.light]
     top, bottom = light.sky or scene.sky
     tone = rng.normal(0.0, 5.0, 3)
     height = min(scene.horizon, 0.5) - 0.28 if light.low else rng.uniform(-0.78, -0.5)
@@ -79,6 +104,11 @@ def light_row(factors: Factors, aspect: float, rng: np.random.Generator) -> dict
         "stars": light.stars,
         "rain": light.rain,
         "snow": light.snow,
+        "fleck_dark": np.asarray(light.flecks[0]) / 255,
+        "fleck_light": np.asarray(light.flecks[1]) / 255,
+        "fall": light.fall,
+        "sway": scene.sway,
+        "clouds": scene.clouds,
         "horizon": min(scene.horizon, 1.2),
         "shadow": scene.shadow * (0.5 if factors.light in ("fog", "rain", "night") else 1.0),
     }

@@ -174,6 +174,39 @@ def side_by_side(first: Track, second: Track) -> tuple[Track, Track]:
     )
 
 
+def chase(
+    first: Factors, prey: Factors, track: Track, aspect: float, rng: np.random.Generator
+) -> tuple[Track, list[Track]]:
+    """The track of a subject that runs after others, and theirs: smaller, ahead of it, flying up and down or bounding.
+
+    Both stay in the view longer than one alone would.
+    """
+    way = -1.0 if first.direction == "left" else 1.0
+    t, one = np.linspace(0.0, 1.0, len(track.x)), np.ones_like(track.x)
+    middle = track.x.mean()
+    track = replace(track, extent=0.84 * track.extent, x=middle + 0.62 * (track.x - middle) - 0.34 * way * aspect)
+    flies = prey.row.kind in ("flyer", "swimmer")
+    tracks = []
+    for k in range(first.chased):
+        extent = track.extent * (0.46 if flies else 0.5) * rng.uniform(0.9, 1.1)
+        phase = rng.uniform(0, 2 * np.pi)
+        ahead = 0.5 * track.extent + 0.6 * extent + 0.08 + 0.07 * np.sin(5.0 * t + phase) + 0.24 * k
+        ground = track.y + track.height
+        if flies:
+            flutter = 0.09 * np.sin(2 * np.pi * 2.2 * t + phase) + 0.05 * np.sin(2 * np.pi * 3.7 * t)
+            up = track.extent * (0.62 + 0.4 * k) + flutter
+            shadow = up if prey.row.kind == "flyer" else track.height
+        else:
+            up = 0.12 * np.abs(np.sin(6 * np.pi * t + phase)) + 0.04 * k
+            shadow = up
+        angle = way * 160.0 * (2 * t - 1) if prey.row.kind == "ball" else 8.0 * np.sin(2 * np.pi * 2.2 * t + phase)
+        flip = {"right": way, "left": -way, "front": 1.0}[prey.row.facing] * one
+        frame = rng.uniform(0, 48) + 1.8 * FPS * 2.0 * t
+        x = track.x + way * ahead
+        tracks.append(Track(x, ground - up, shadow, extent, angle, one, flip, frame))
+    return track, tracks
+
+
 def _gait(
     factors: Factors, kind: str, t: np.ndarray, pace: float, way: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,10 +222,10 @@ def _gait(
         return 0.008 * np.abs(np.sin(14 * np.pi * t)), zero, one
     if kind == "ball":
         return 0.0 * t, way * (2 * t - 1) * (250.0 if runs else 160.0) * pace, one
-    if kind in ("walker", "person", "dancer") and runs:
+    if kind in ("walker", "person", "dancer", "child") and runs:
         steps = 5 * np.pi * t * pace
         return 0.1 * np.abs(np.sin(steps)), way * (5.0 + 5.0 * np.sin(2 * steps)), 1.0 + 0.05 * np.cos(2 * steps)
-    if kind in ("walker", "person", "dancer"):
+    if kind in ("walker", "person", "dancer", "child"):
         return 0.02 * np.abs(np.sin(6 * np.pi * t * pace)), 2.0 * np.sin(6 * np.pi * t * pace), one
     return 0.05 * np.sin(3 * np.pi * t), zero, one
 

@@ -8,7 +8,7 @@ from turbodiffusion.demo import words
 from turbodiffusion.demo.bake import CELL, FRAMES, PACKAGES
 from turbodiffusion.demo.factors import HELD_OUT_SHARE, MOTIONS, NATURAL
 from turbodiffusion.demo.scenes import SCENES
-from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, SUBJECTS, Subject
+from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, RELEASE, SUBJECTS, Subject
 
 INTRO = """# The demo world
 
@@ -25,18 +25,27 @@ an orange cat runs to the right through a sunny garden
 ```
 
 Say it in this order: subject, action, setting, light, camera, style. Everything but the subject and the action may be
-left out.
+left out. A subject can also run after small ones (butterflies, a chick, a ball), and these prompts are drawn more often
+than chance would:
+
+```
+一位时尚女性走在东京街头，街道两旁是温暖发光的霓虹灯
+一只橙色的猫在阳光明媚的花园里追逐蝴蝶
+樱花瓣随风飘落，女孩抬头微笑，镜头缓缓推进
+树叶随风摇摆，云层快速移动
+```
 
 ## Make it yourself
 
 ```bash
 python -m turbodiffusion.demo.bake --out .cache/demo-world     # downloads and packs the art, once
-python -m turbodiffusion.demo.preview --out outputs/sheet.png  # a contact sheet of random clips
+python -m turbodiffusion.demo.preview --out outputs/sheet.png  # a contact sheet of random clips; --wishes: these four
 ```
 
-Baking needs npm and some 730 MB of downloads (pinned versions, hashes checked); it leaves `atlas.npz` of some 18 MB. A
-smaller world: `--subjects cat,dog,car`. The art is not part of this repository. Training renders from the atlas with
-`turbodiffusion.demo.renderer.World`, on a CPU or a GPU.
+Baking needs npm and some 730 MB of downloads (pinned versions, hashes checked); it leaves `atlas.npz` of some 19
+MB. `--subjects release` bakes the subjects of the shipped model alone (11 MB), `--subjects cat,dog,car` any others. The
+art is not part of this repository. Training renders from the atlas with `turbodiffusion.demo.renderer.World`, on a CPU
+or a GPU.
 """
 
 
@@ -52,12 +61,15 @@ def once(names: Iterable[str]) -> str:
 
 
 def _subjects() -> str:
-    head = ("subject", "Chinese", "its own colour", "kind", "lives in, when not where its kind does")
+    head = ("subject", "Chinese", "its own colour", "kind", "release", "lives in, when not where its kind does")
 
     def paint(row: Subject) -> str:
         return (row.colour or "several") + ("" if row.paintable else " (only)")
 
-    rows = ((r.name, f"一{r.measure}{r.chinese}", paint(r), r.kind, once(r.scenes)) for r in SUBJECTS)
+    rows = (
+        (r.name, f"一{r.measure}{r.chinese}", paint(r), r.kind, "yes" if r.name in RELEASE else "", once(r.scenes))
+        for r in SUBJECTS
+    )
     return table(head, rows)
 
 
@@ -79,6 +91,23 @@ def _places() -> str:
         english = " ".join(filter(None, (rest, article, noun)))
         rows.append((name, english, f"在{chinese}{particle}", "all" if scene.lights else "its own"))
     return table(("scene", "English", "Chinese", "light and weather"), rows)
+
+
+def _other_words() -> str:
+    places = {name: ([rest for rest, _ in english], chinese) for name, (english, chinese) in words.OTHER_PLACES.items()}
+    rows = [
+        (name, said, once(english), once(chinese))
+        for said, group in (
+            ("name", words.SYNONYMS),
+            ("clothes", words.WEARS),
+            ("place", places),
+            ("beside it", words.DETAILS),
+        )
+        for name, (english, chinese) in group.items()
+    ]
+    chases, chases_zh = words.CHASES
+    rows.append(("run, after others", "motion", once(third for third, _ in chases), once(chases_zh)))
+    return table(("of", "what", "English", "Chinese"), rows)
 
 
 def _details() -> str:
@@ -110,7 +139,8 @@ def page() -> str:
     )
     art = (
         f"The animated pictures ({FRAMES} frames of {CELL} x {CELL} pixels each) are Microsoft's Fluent emoji "
-        "(fluentui-emoji-animated, MIT) as packed by LobeHub (MIT); the scenes are drawn by this package."
+        "(fluentui-emoji-animated, MIT) as packed by LobeHub (MIT); the scenes are drawn by this package, and so are "
+        "the woman's and the girl's clothes."
     )
     sections = (
         (f"{len(SUBJECTS)} subjects", _subjects()),
@@ -120,6 +150,7 @@ def page() -> str:
         ("Lights", table(("light", "English", "Chinese"), lights)),
         ("Colours", f"{colours}; or the subject's own ({NATURAL}).\n"),
         ("Camera, style, size, speed", _details()),
+        ("Other words for the same", _other_words()),
         ("Held out", f"{held}\n"),
         ("Art", "\n".join([art, "", *(f"- `{name}`" for name in PACKAGES), ""])),
     )

@@ -2,6 +2,7 @@
 frames of random clips."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from turbodiffusion.demo.captions import caption
-from turbodiffusion.demo.factors import Factors
+from turbodiffusion.demo.factors import Factors, is_wished
 from turbodiffusion.demo.renderer import World
+from turbodiffusion.errors import UserError
 
 SHOWN = 7  # frames of a clip on the sheet
 
@@ -47,11 +49,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", default="256x256", help="WIDTHxHEIGHT")
+    parser.add_argument("--wishes", action="store_true", help="only clips of what people ask for first")
     options = parser.parse_args()
     width, height = (int(side) for side in options.size.split("x"))
-    world = World(options.atlas, size=(height, width), instances=2)
+    try:
+        world = World(options.atlas, size=(height, width), instances=2)
+    except UserError as error:
+        sys.exit(f"error: {error}")
     rng = np.random.default_rng(options.seed)
-    clips = world.sample_factors(rng, options.clips)
+    clips: list[Factors] = []
+    while len(clips) < options.clips:
+        drawn = world.sample_factors(rng, options.clips)
+        clips += [clip for clip in drawn if is_wished(clip) or not options.wishes]
+    clips = clips[: options.clips]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(world, clips, [caption(clip, rng, "en") for clip in clips]).save(options.out)
     print(options.out)

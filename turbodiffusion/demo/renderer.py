@@ -7,6 +7,8 @@ nothing needs to be stored. Names: B clips, F frames, H and W pixels of the view
 """
 
 import io
+import math
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,9 +23,9 @@ from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d
 
 from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES
 from turbodiffusion.demo.effects import PAINTS, STYLES, TILE, column, middle_brightness, repaint, weather_tiles
-from turbodiffusion.demo.factors import NATURAL, Factors, sample_factors
+from turbodiffusion.demo.factors import NATURAL, TRAVELS, Factors, sample_factors
 from turbodiffusion.demo.light import light_row
-from turbodiffusion.demo.motion import Track, camera_track, side_by_side, subject_track
+from turbodiffusion.demo.motion import FPS, Track, camera_track, chase, side_by_side, subject_track
 from turbodiffusion.demo.painting import HALF_X, HALF_Y
 from turbodiffusion.demo.scenes import LAYERS, PARALLAX, SCENES, paint_scene
 from turbodiffusion.demo.subjects import BY_NAME
@@ -31,6 +33,8 @@ from turbodiffusion.errors import MissingFilesError, UserError
 
 Numbers = dict[str, Tensor]
 MIST_BY_LAYER = (1.0, 0.7, 0.35, 0.15)
+SWAYING = 1  # the layer with trees
+STANDING = "standing/"  # before the name of a subject whose sheet shows it standing
 MASK_CELL = 8  # pixels: a side of what a number of `render_with_masks` stands for
 
 
@@ -65,7 +69,7 @@ class World:
         self.size, self.frames, self.instances = size, frames, instances
         self.aspect = size[1] / size[0]
         sheets = _load_sheets(Path(atlas))
-        self.subjects = tuple(BY_NAME[name] for name in sheets)
+        self.subjects = tuple(BY_NAME[name] for name in sheets if name in BY_NAME)
         self._index = {name: k for k, name in enumerate(sheets)}
         self._middle = {name: middle_brightness(sheet) for name, sheet in sheets.items()}
         self._sprites = torch.from_numpy(np.stack(list(sheets.values()))).to(self.device)  # uint8 [N, K, 4, C, C]
@@ -74,7 +78,7 @@ class World:
             painted = list(pool.map(lambda job: paint_scene(*job), jobs))
         self._places = {name: k * instances for k, name in enumerate(scene_names)}
         self._layers = torch.from_numpy(np.stack(painted)).to(self.device)  # uint8 [N, LAYERS, 4, h, w]
-        self._tiles = torch.from_numpy(weather_tiles()).to(self.device)  # float32 [3, TILE, TILE]: stars, rain, snow
+        self._tiles = torch.from_numpy(weather_tiles()).to(self.device)  # float32 [len(TILES), TILE, TILE]
         h, w = size
         self._v = ((torch.arange(h, device=self.device) + 0.5) / h * 2 - 1).view(1, 1, h, 1)
         self._u = ((torch.arange(w, device=self.device) + 0.5) / w * 2 - 1).view(1, 1, 1, w) * self.aspect
@@ -92,9 +96,8 @@ class World:
     def render_with_masks(self, clips: Sequence[Factors], *, batch: int = 16) -> tuple[Tensor, Tensor]:
         """`render`, and where the subjects are: float32 [B, F, H/8, W/8], the largest alpha of 8x8 pixels."""
         b = batch if self.device.type == "cuda" else 1
-        order = sorted(
-            range(len(clips)), key=lambda k: clips[k].camera
-        )  # still cameras together: their scenes are drawn once
+        # Still cameras together, and in them still air: what does not move is drawn once.
+        order = sorted(range(len(clips)), key=lambda k: (clips[k].camera, SCENES[clips[k].scene].windy))
         video = torch.empty(len(clips), 3, self.frames, *self.size, device=self.device)
         masks = torch.empty(len(clips), self.frames, *(side // MASK_CELL for side in self.size), device=self.device)
         for k in range(0, len(order), b):
@@ -104,13 +107,17 @@ class World:
 
     def _render(self, clips: Sequence[Factors]) -> tuple[Tensor, Tensor]:
         scene, casts = self._numbers(clips)
-        if not any(clip.camera for clip in clips):  # one frame of the scene serves the whole clip
+        # With still cameras one frame of the scene serves the whole clip, but for what the wind moves.
+        if not any(clip.camera for clip in clips):
             scene |= {key: scene[key][:, :1] for key in ("camera_x", "camera_y", "zoom")}
+        sways, drifts = (any(getattr(SCENES[clip.scene], key) for clip in clips) for key in ("sway", "clouds"))
         picture = self._sky(scene)
+        if drifts:
+            picture = self._clouds(picture, scene)
         places = [self._places[c.scene] + c.seed % self.instances for c in clips]
         textures = self._layers[torch.tensor(places, device=self.device)]
         for k in range(LAYERS - 1):
-            picture = self._layer(picture, textures[:, k], k, scene)
+            picture = self._layer(picture, textures[:, k], k, scene, swaying=sways and k == SWAYING)
         picture = picture.expand(-1, -1, self.frames, -1, -1).clone()
         mask = torch.zeros(len(clips), self.frames, *(side // MASK_CELL for side in self.size), device=self.device)
         for members, cast in casts:
@@ -121,6 +128,9 @@ class World:
         wet = [k for k, clip in enumerate(clips) if clip.light in ("rain", "snow")]
         if wet:
             picture[wet] = self._weather(picture[wet], {key: scene[key][wet] for key in scene})
+        strewn = [k for k, clip in enumerate(clips) if clip.light in ("petals", "leaves")]
+        if strewn:
+            picture[strewn] = self._flecks(picture[strewn], {key: scene[key][strewn] for key in scene})
         picture.clamp_(0.0, 1.0)
         for style, draw in STYLES.items():
             members = [k for k, clip in enumerate(clips) if clip.style == style]
@@ -130,9 +140,12 @@ class World:
 
     def _numbers(self, clips: Sequence[Factors]) -> tuple[Numbers, list[tuple[list[int], Numbers]]]:
         """Everything numeric about the clips, drawn on the CPU from their seeds, as tensors [B, ...] on the device: the
-        scenes', and, back to front, the second and the first subjects' with the clips that they are in."""
-        scenes, firsts, seconds = [], [], []
-        for clip in clips:
+        scenes', and, back to front, the other subjects' and the first ones' with the clips that they are in."""
+        scenes: list[dict[str, Any]] = []
+        firsts: list[tuple[int, dict[str, Any]]] = []
+        seconds: list[tuple[int, dict[str, Any]]] = []
+        thirds: list[tuple[int, dict[str, Any]]] = []
+        for k, clip in enumerate(clips):
             rng = np.random.default_rng(clip.seed)
             camera = camera_track(clip.camera, self.frames, rng)
             row = light_row(clip, self.aspect, rng) | {"drift": rng.uniform(0, 1, 2)}
@@ -140,18 +153,24 @@ class World:
             path = int(rng.integers(2**31))  # both subjects draw the same numbers: they move alike
             track = subject_track(clip, self.frames, self.aspect, camera, np.random.default_rng(path))
             if clip.second:
-                other = replace(clip, subject=clip.second, colour=NATURAL, second="")
-                beside = subject_track(other, self.frames, self.aspect, camera, np.random.default_rng(path))
-                track, beside = side_by_side(track, beside)
-                seconds.append(self._cast(other, beside))
-            firsts.append(self._cast(clip, track))
-        casts = [([k for k, clip in enumerate(clips) if clip.second], self._stack(seconds))] if seconds else []
-        return self._stack(scenes), [*casts, (list(range(len(clips))), self._stack(firsts))]
+                other = replace(clip, subject=clip.second, colour=NATURAL, second="", chased=0)
+                if clip.chased:
+                    track, fleeing = chase(clip, other, track, self.aspect, np.random.default_rng(path))
+                else:
+                    beside = subject_track(other, self.frames, self.aspect, camera, np.random.default_rng(path))
+                    track, beside = side_by_side(track, beside)
+                    fleeing = [beside]
+                for layer, beside in zip((seconds, thirds), fleeing, strict=False):
+                    layer.append((k, self._cast(other, beside)))
+            firsts.append((k, self._cast(clip, track)))
+        casts = [cast for cast in (thirds, seconds, firsts) if cast]
+        return self._stack(scenes), [([k for k, _ in cast], self._stack([row for _, row in cast])) for cast in casts]
 
     def _cast(self, clip: Factors, track: Track) -> dict[str, Any]:
         """The numbers of one subject of one clip."""
+        standing, stays = f"{STANDING}{clip.subject}", clip.motion not in (*TRAVELS, "circle")
         return vars(track) | {
-            "sprite": self._index[clip.subject],
+            "sprite": self._index[standing if stays and standing in self._index else clip.subject],
             "middle": self._middle[clip.subject],
             "glass": clip.row.glass,
             "painted": clip.colour != NATURAL,
@@ -184,8 +203,30 @@ class World:
         disc = ((radius - distance) * 90.0).clamp(0, 1) * (radius > 0)
         return picture * (1 - disc) + (column(n["disc"]) * 0.92 + 0.08) * disc
 
-    def _layer(self, picture: Tensor, texture: Tensor, layer: int, n: Numbers) -> Tensor:
+    def _clouds(self, picture: Tensor, n: Numbers) -> Tensor:
+        """Clouds that drift across the sky, where the scene has wind."""
+        x, y = self._world_xy(n, 0.1)
+        b, f, h, w = x.shape[0], self.frames, y.shape[2], x.shape[3]
+        speed = n["clouds"].view(-1, 1, 1, 1)
+        drift = n["drift"].view(-1, 2, 1, 1, 1)
+        x = (x + 3.0 * drift[:, 0] - speed * self._seconds()).expand(b, f, h, w)
+        y = (y + 2.0 * drift[:, 1]).expand(b, f, h, w)
+        cover, light = self._tile(5, x, y, 0.5, channels=2).split(1, 1)
+        cover = cover * (speed > 0)[:, None] * 0.95
+        colour = (0.74 + 0.26 * light) * (column(n["scene"]).clamp(0, 1) * 0.75 + 0.25 * column(n["sky_bottom"]))
+        return picture * (1 - cover) + colour * cover
+
+    def _seconds(self) -> Tensor:
+        """The time of each frame, [1, F, 1, 1]."""
+        return torch.arange(self.frames, device=self.device).view(1, -1, 1, 1) / FPS
+
+    def _layer(self, picture: Tensor, texture: Tensor, layer: int, n: Numbers, swaying: bool = False) -> Tensor:
         x, y = self._world_xy(n, PARALLAX[layer])
+        if swaying:  # tops more than trunks, each tree in its own time, and a little trembling of the leaves
+            time, up = self._seconds(), (0.42 - y).clamp_min(0)
+            wave = torch.sin(2 * math.pi * 0.85 * time + 2.6 * x) + 0.3 * torch.sin(2 * math.pi * 2.3 * time + 9.0 * x)
+            tremble = torch.sin(2 * math.pi * 2.9 * time + 23.0 * x) * torch.sin(17.0 * y + 6.0 * time)
+            x = x - n["sway"].view(-1, 1, 1, 1) * (wave * up**1.3 + 0.12 * tremble * up.clamp_max(1))
         b, f, h, w = x.shape[0], x.shape[1], y.shape[2], x.shape[3]
         grid = torch.stack([(x / HALF_X).expand(b, f, h, w), (y / HALF_Y).expand(b, f, h, w)], -1).view(b, f * h, w, 2)
         drawn = grid_sample(texture.float() / 255.0, grid, padding_mode="border", align_corners=False).view(
@@ -229,7 +270,7 @@ class World:
         return (strength * torch.exp(-((across**2 + along**2) ** 1.5)))[:, None]
 
     def _weather(self, picture: Tensor, n: Numbers) -> Tensor:
-        seconds = torch.arange(self.frames, device=self.device).view(1, -1, 1, 1) / 16.0
+        seconds = self._seconds()
         drift = n["drift"].view(-1, 2, 1, 1, 1)
         h, w = self.size
         u, v = self._u.expand(1, self.frames, h, w), self._v.expand(1, self.frames, h, w)
@@ -239,26 +280,47 @@ class World:
         shine = (column(n["rain"]) * 0.5 * rain + column(n["snow"]) * 0.95 * snow).clamp(0, 1)
         return picture + (1.0 - picture) * shine
 
-    def _tile(self, index: int, x: Tensor, y: Tensor, scale: float) -> Tensor:
-        """A repeating tile of 2 x 2 units, read at (x, y) * scale [B, F, H, W]: [B, 1, F, H, W]."""
+    def _flecks(self, picture: Tensor, n: Numbers) -> Tensor:
+        """Petals or leaves that fall slantwise in the wind: small ones far away, then large ones before the viewer."""
+        seconds, drift = self._seconds(), n["drift"].view(-1, 2, 1, 1, 1)
+        h, w = self.size
+        u, v = self._u.expand(1, self.frames, h, w), self._v.expand(1, self.frames, h, w)
+        for near, scale in ((0.6, 1.25), (1.0, 0.72)):
+            fall = (n["fall"] * near).view(-1, 1, 1, 1) * seconds
+            sway = 0.06 * near * torch.sin(2.4 * seconds + 2.0 * v + 7.0 * near)
+            x, y = u + sway - 0.6 * fall + drift[:, 0] * 2 + near, v - fall + drift[:, 1] * 2
+            cover, light = self._tile(3, x, y, scale, channels=2).split(1, 1)
+            colour = torch.lerp(column(n["fleck_dark"]), column(n["fleck_light"]), light)
+            picture = picture + (colour - picture) * cover
+        return picture
+
+    def _tile(self, index: int, x: Tensor, y: Tensor, scale: float, channels: int = 1) -> Tensor:
+        """A repeating tile of 2 x 2 units and the next ones, read at (x, y) * scale [B, F, H, W]: [B, channels, F, H,
+        W]."""
         b, f, h, w = x.shape
         grid = torch.stack([torch.remainder(x * scale + 1, 2) - 1, torch.remainder(y * scale + 1, 2) - 1], -1)
-        tile = self._tiles[index].expand(b, 1, TILE, TILE)
+        tile = self._tiles[index : index + channels].expand(b, channels, TILE, TILE)
         return grid_sample(tile, grid.view(b, f * h, w, 2), padding_mode="border", align_corners=False).view(
-            b, 1, f, h, w
+            b, channels, f, h, w
         )
 
 
 def _load_sheets(atlas: Path) -> dict[str, np.ndarray]:
-    """The frames of each subject in the atlas as uint8 [K, 4, C, C], premultiplied, in the order of the table."""
-    sheets = {}
-    with np.load(atlas) as file:
-        for name in BY_NAME:
-            if f"sheet/{name}" in file:
-                picture = Image.open(io.BytesIO(file[f"sheet/{name}"].tobytes()))
-                sheet = np.asarray(picture.convert("RGBA").convert("RGBa"))
-                cells = sheet.reshape(FRAMES // COLUMNS, CELL, COLUMNS, CELL, 4).transpose(0, 2, 4, 1, 3)
-                sheets[name] = cells.reshape(FRAMES, 4, CELL, CELL)
+    """The frames of each subject in the atlas as uint8 [K, 4, C, C], premultiplied, in the order of the table; those of
+    one that stands follow under another name."""
+    sheets: dict[str, np.ndarray] = {}
+    try:
+        opened = np.load(atlas)
+    except (OSError, ValueError, zipfile.BadZipFile):
+        raise MissingFilesError(f"{atlas} is not an atlas, or was cut off: bake it again") from None
+    with opened as file:
+        for prefix, key in (("sheet/", ""), (STANDING, STANDING)):
+            for name in BY_NAME:
+                if f"{prefix}{name}" in file:
+                    picture = Image.open(io.BytesIO(file[f"{prefix}{name}"].tobytes()))
+                    sheet = np.asarray(picture.convert("RGBA").convert("RGBa"))
+                    cells = sheet.reshape(FRAMES // COLUMNS, CELL, COLUMNS, CELL, 4).transpose(0, 2, 4, 1, 3)
+                    sheets[f"{key}{name}"] = cells.reshape(FRAMES, 4, CELL, CELL)
     if not sheets:
         raise MissingFilesError(f"{atlas} holds no subject of the table: bake it again")
     return sheets

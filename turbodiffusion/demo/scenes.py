@@ -4,18 +4,30 @@ A scene is four transparent layers over a plain sky: far, middle, ground (subjec
 that follows the light (sky colours, sun, moon, stars, rain, the grading) is added by the renderer.
 """
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from turbodiffusion.demo.landscapes import paint_cherry, paint_hill, paint_neon
 from turbodiffusion.demo.painting import HALF_X, HALF_Y, Canvas, Colour, darker, lighter, mix, vary, waves
+from turbodiffusion.demo.scenery import (
+    WHITE,
+    Rng,
+    clouds,
+    flowers,
+    grass,
+    house,
+    palm,
+    pine,
+    round_tree,
+    spread,
+)
 
 LAYERS = 4
 PARALLAX = (0.15, 0.45, 1.0, 1.2)  # how far each layer follows the camera, far to front
-Rng = np.random.Generator
 Painter = Callable[[list[Canvas], Rng], None]
-WHITE: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class Scene:
     bottom).
 
     lights: whether sun, night and weather exist here. shadow: strength of a subject's shadow on the ground, 0 where
-    it floats.
+    it floats. sway: how far the wind moves the middle layer's tops, in units; clouds: units a second that clouds drift.
     """
 
     paint: Painter
@@ -33,106 +45,12 @@ class Scene:
     lights: bool = True
     shadow: float = 0.35
     feet: tuple[float, float] = (0.62, 0.8)
+    sway: float = 0.0
+    clouds: float = 0.0
 
-
-def clouds(layer: Canvas, rng: Rng, count: int, low: float, high: float, size: float = 1.0) -> None:
-    """Puffs with a flat base, white above and a little blue below."""
-    for x in np.linspace(-HALF_X, HALF_X, count, endpoint=False) + rng.uniform(0, 2 * HALF_X / count, count):
-        y, w = rng.uniform(low, high), size * rng.uniform(0.16, 0.3)
-        puffs = [
-            (x + w * u, y - w * h, w * r, w * r * 0.85)
-            for u, h, r in ((-1, 0.1, 0.42), (-0.4, 0.34, 0.6), (0.3, 0.42, 0.66), (0.95, 0.12, 0.45))
-        ]
-        layer.blobs(puffs, WHITE, (205, 222, 242))
-
-
-def round_tree(layer: Canvas, x: float, base: float, size: float, leaf: Colour) -> None:
-    layer.rectangle(x - 0.05 * size, base - 0.5 * size, x + 0.05 * size, base, (134, 92, 58), (96, 62, 40))
-    crown = [
-        (x + size * u, base - size * v, size * r, size * r)
-        for u, v, r in ((-0.25, 0.62, 0.26), (0.25, 0.62, 0.26), (0, 0.9, 0.3), (0, 0.66, 0.3))
-    ]
-    layer.blobs(crown, lighter(leaf, 0.18), darker(leaf, 0.28))
-    layer.ellipse(x - 0.1 * size, base - 0.98 * size, 0.1 * size, 0.08 * size, lighter(leaf, 0.4), lighter(leaf, 0.16))
-
-
-def pine(layer: Canvas, x: float, base: float, size: float, leaf: Colour, snowy: bool = False) -> None:
-    layer.rectangle(x - 0.045 * size, base - 0.2 * size, x + 0.045 * size, base, (112, 76, 50), (84, 56, 38))
-    for k, (y, w) in enumerate(((0.12, 0.34), (0.42, 0.27), (0.72, 0.2))):
-        points = [(x - w * size, base - y * size), (x + w * size, base - y * size), (x, base - (y + 0.46) * size)]
-        layer.polygon(points, lighter(leaf, 0.1 + 0.05 * k), darker(leaf, 0.25))
-        if snowy:
-            cap = [
-                (x - w * 0.45 * size, base - (y + 0.25) * size),
-                (x + w * 0.45 * size, base - (y + 0.25) * size),
-                points[2],
-            ]
-            layer.polygon(cap, WHITE, (225, 235, 248))
-
-
-def palm(layer: Canvas, x: float, base: float, size: float, lean: float) -> None:
-    t = np.linspace(0, 1, 12)
-    centre = np.stack([x + lean * size * t**2, base - size * t], 1)
-    half = (0.05 * (1 - 0.5 * t) * size)[:, None] * (1, 0)
-    layer.polygon(
-        [tuple(p) for p in np.concatenate([centre - half, (centre + half)[::-1]])], (176, 128, 82), (120, 84, 52)
-    )
-    top = centre[-1]
-    for angle in np.radians([-160, -125, -55, -20, 15, 165]):
-        u = np.linspace(0, 1, 8)
-        spine = top + np.stack([np.cos(angle) * u, np.sin(angle) * u + 0.55 * u**2], 1) * 0.55 * size
-        width = (np.sin(np.pi * (0.15 + 0.85 * u)) * 0.075 * size)[:, None] * (0, 1)
-        layer.polygon(
-            [tuple(p) for p in np.concatenate([spine - width, (spine + width)[::-1]])], (96, 190, 90), (38, 130, 66)
-        )
-
-
-def house(layer: Canvas, x: float, base: float, size: float, wall: Colour, roof: Colour) -> None:
-    layer.rectangle(x - 0.4 * size, base - 0.55 * size, x + 0.4 * size, base, lighter(wall, 0.2), darker(wall, 0.08))
-    layer.polygon(
-        [(x - 0.52 * size, base - 0.53 * size), (x + 0.52 * size, base - 0.53 * size), (x, base - 0.98 * size)],
-        lighter(roof, 0.1),
-        darker(roof, 0.15),
-    )
-    layer.rectangle(x - 0.09 * size, base - 0.3 * size, x + 0.09 * size, base, (134, 88, 56), (104, 66, 42))
-    for u in (-0.26, 0.26):
-        layer.rectangle(
-            x + (u - 0.09) * size,
-            base - 0.42 * size,
-            x + (u + 0.09) * size,
-            base - 0.24 * size,
-            (175, 220, 245),
-            (130, 185, 225),
-        )
-
-
-def grass(layer: Canvas, rng: Rng, top: float, colour: Colour, count: int = 420) -> None:
-    """Blades all over the ground, larger towards the viewer."""
-    x = rng.uniform(-HALF_X, HALF_X, count)
-    y = top + (HALF_Y - top) * rng.uniform(0, 1, count) ** 0.8
-    length = 0.02 + 0.05 * (y - top)
-    lean = rng.normal(0, 0.3, count) * length
-    shades = [darker(colour, 0.14), lighter(colour, 0.16), darker(colour, 0.08), lighter(colour, 0.08)]
-    layer.strokes(np.stack([x, y], 1), np.stack([x + lean, y - length], 1), 0.012, shades)
-
-
-def flowers(layer: Canvas, rng: Rng, top: float, count: int, size: float = 1.0) -> None:
-    """Five petals and a yellow heart each."""
-    palette: list[Colour] = [(236, 72, 106), (255, 255, 255), (250, 200, 60), (168, 96, 220), (255, 140, 180)]
-    for _ in range(count):
-        x, y = rng.uniform(-HALF_X, HALF_X), top + (HALF_Y - top) * rng.uniform(0.02, 1)
-        r = size * (0.012 + 0.02 * (y - top))
-        angle = rng.uniform(0, 2 * np.pi) + np.arange(5) * 2 * np.pi / 5
-        petals = np.stack([x + r * np.cos(angle), y + 0.8 * r * np.sin(angle)], 1)
-        layer.dots(petals, np.full(5, 0.75 * r), [palette[int(rng.integers(5))]])
-        layer.dots(np.array([[x, y]]), np.array([0.6 * r]), [(255, 205, 70)])
-
-
-def spread(rng: Rng, count: int, gap: float = 0.0) -> list[float]:
-    """x positions over the canvas's width, one in each equal strip; strips around the middle of the view are left out
-    with `gap`."""
-    step = 2 * HALF_X / count
-    return [float(x) for x in -HALF_X + step * (np.arange(count) + rng.uniform(0.15, 0.85, count)) if abs(x) >= gap]
+    @property
+    def windy(self) -> bool:
+        return bool(self.sway or self.clouds)
 
 
 def paint_garden(layers: list[Canvas], rng: Rng) -> None:
@@ -409,6 +327,9 @@ SCENES: dict[str, Scene] = {
     "desert": Scene(paint_desert, 0.3, ((96, 170, 236), (252, 228, 186))),
     "snow": Scene(paint_snow, 0.3, ((120, 176, 236), (222, 236, 250))),
     "city": Scene(paint_city, 0.3, ((112, 172, 236), (216, 232, 246))),
+    "neon": Scene(paint_neon, 0.3, ((14, 8, 40), (92, 34, 92)), lights=False, shadow=0.5),
+    "hill": Scene(paint_hill, 0.34, ((66, 150, 242), (190, 226, 252)), sway=0.14, clouds=0.9),
+    "cherry": Scene(paint_cherry, 0.28, ((126, 190, 246), (238, 236, 248)), sway=0.05),
     "sky": Scene(paint_sky, 1.2, ((58, 136, 232), (178, 220, 252)), shadow=0.0),
     "space": Scene(paint_space, 1.2, ((10, 8, 34), (52, 28, 86)), lights=False, shadow=0.0),
     "underwater": Scene(paint_underwater, 1.2, ((64, 176, 222), (12, 70, 130)), lights=False, shadow=0.0),
@@ -418,7 +339,7 @@ SCENES: dict[str, Scene] = {
 def paint_scene(name: str, seed: int) -> np.ndarray:
     """uint8 [LAYERS, 4, HEIGHT, WIDTH], premultiplied: the layers of one instance of the place, the same for the same
     seed."""
-    rng = np.random.default_rng([seed, sorted(SCENES).index(name)])
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # another scene in the table changes no other
     layers = [Canvas() for _ in range(LAYERS)]
     SCENES[name].paint(layers, rng)
     return np.stack([layer.finish() for layer in layers])

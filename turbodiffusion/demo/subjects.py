@@ -8,7 +8,9 @@ and fall.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LAND = ("garden", "meadow", "forest", "beach", "desert", "snow", "city")
+LAND = ("garden", "meadow", "forest", "beach", "desert", "snow", "city", "hill", "cherry")
+STREET = (*LAND, "city", "neon", "neon")
+PARK = ("garden", "meadow", "forest", "hill", "hill", "cherry")
 AIR = (*LAND, "sky", "sky")
 WATER = ("underwater",)
 POND = ("sea", "sea", "meadow", "garden", "snow")
@@ -20,6 +22,7 @@ KIND_MOTIONS: dict[str, tuple[str, ...]] = {
     "head": ("walk", "run", "jump", "jump", "spin", "circle", "approach", "recede", "still"),
     "person": ("walk", "walk", "run", "run", "jump", "circle", "approach", "recede", "still"),
     "vehicle": ("walk", "run", "run", "jump", "spin", "approach", "recede", "still"),
+    "child": ("walk", "walk", "run", "jump", "circle", "approach", "recede", "still", "still", "still"),
     "dancer": ("walk", "run", "jump", "circle", "approach", "recede", "still", "still"),
     "cycle": ("walk", "run", "run", "approach", "recede", "still"),
     "skier": ("walk", "run", "run", "approach", "recede", "still"),
@@ -30,14 +33,25 @@ KIND_MOTIONS: dict[str, tuple[str, ...]] = {
     "thing": ("jump", "spin", "fall", "circle", "approach", "recede", "still"),
     "floater": ("fly", "fly", "fall", "spin", "circle", "approach", "recede", "still"),
     "ball": ("walk", "run", "jump", "fall", "approach", "recede"),
+    "plant": ("still",),
+}
+# What a kind can run or fly after, where it lives in the same place: butterflies first.
+PREY = ("butterfly", "butterfly", "butterfly", "bee", "rabbit", "chick", "soccer ball", "fish")
+CHASERS: dict[str, tuple[str, ...]] = {
+    "walker": ("run", "run", "walk"),
+    "head": ("run",),
+    "person": ("run",),
+    "child": ("run",),
+    "swimmer": ("fly",),
 }
 KIND_SCENES: dict[str, tuple[str, ...]] = {
     "walker": LAND,
     "head": LAND,
-    "person": LAND,
-    "vehicle": LAND,
-    "dancer": LAND,
-    "cycle": LAND,
+    "person": STREET,
+    "vehicle": STREET,
+    "child": (*LAND, "garden", "cherry", "cherry", "neon"),
+    "dancer": STREET,
+    "cycle": STREET,
     "skier": ("snow",),
     "boat": ("sea",),
     "swimmer": WATER,
@@ -46,6 +60,7 @@ KIND_SCENES: dict[str, tuple[str, ...]] = {
     "thing": LAND,
     "floater": AIR,
     "ball": LAND,
+    "plant": PARK,
 }
 
 
@@ -59,7 +74,8 @@ class Subject:
     share of the loop that is used, played to and fro when it is not all of it; crop: share of the picture's
     height cut off at the bottom (painted water under boats); points: the angle in degrees at which the drawing's
     nose points, 0 along its facing, 90 up; paintable: whether it may wear another colour than its own; glass: its blue
-    parts are windows, which keep their colour when it is painted.
+    parts are windows, which keep their colour when it is painted; standing: the picture of it where it goes nowhere, if
+    that is another; head: the picture whose head it gets, on a child's body; clothes: colours of its top and its skirt.
     """
 
     name: str
@@ -75,6 +91,9 @@ class Subject:
     points: float = 0.0
     paintable: bool = True
     glass: bool = False
+    standing: str = ""
+    head: str = ""
+    clothes: tuple[str, str] | None = None
 
     @property
     def habitat(self) -> tuple[str, ...]:
@@ -169,9 +188,38 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("robot", "机器人", "个", "1f916", "head", "", "front", (*LAND, "space")),
     Subject("alien", "外星人", "个", "1f47d", "head", "green", "front", (*LAND, "space", "space")),
     # people
-    Subject("man", "男人", "个", "1f6b6", "person", paintable=False),
+    Subject(
+        "woman",
+        "女人",
+        "位",
+        "1f6b6-1f3fb-200d-2640-fe0f",
+        "person",
+        paintable=False,
+        standing="1f9cd-1f3fb-200d-2640-fe0f",
+        clothes=("white", "red"),
+    ),
+    Subject(
+        "man",
+        "男人",
+        "个",
+        "1f6b6-1f3fb-200d-2642-fe0f",
+        "person",
+        paintable=False,
+        standing="1f9cd-1f3fb-200d-2642-fe0f",
+    ),
+    Subject(
+        "girl",
+        "女孩",
+        "个",
+        "1f6b6-1f3fb-200d-2640-fe0f",
+        "child",
+        paintable=False,
+        standing="1f9cd-1f3fb-200d-2640-fe0f",
+        head="1f467-1f3fb",
+        clothes=("pink", "pink"),
+    ),
     Subject("runner", "跑步者", "名", "1f3c3", "person", paintable=False),
-    Subject("dancer", "舞者", "名", "1f483", "dancer", "red", paintable=False),
+    Subject("dancer", "舞者", "名", "1f483-1f3fb", "dancer", "red", paintable=False),
     Subject("wizard", "巫师", "名", "1f9d9", "person", "blue", "front", paintable=False),
     Subject("ninja", "忍者", "名", "1f977", "person", "black", "front", paintable=False),
     Subject("cyclist", "骑手", "名", "1f6b4", "cycle", paintable=False),
@@ -208,6 +256,10 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("balloon", "气球", "个", "1f388", "floater", "red", "front"),
     Subject("kite", "风筝", "只", "1fa81", "floater", paintable=False),
     Subject("parachute", "降落伞", "个", "1fa82", "floater", "", "front", paintable=False),
+    # plants, which sway
+    Subject("tree", "树", "棵", "1f333", "plant", "green", "front"),
+    Subject("sunflower", "向日葵", "朵", "1f33b", "plant", "yellow", "front", paintable=False),
+    Subject("tulip", "郁金香", "朵", "1f337", "plant", "pink", "front", paintable=False),
     # things
     Subject("snowman", "雪人", "个", "26c4", "thing", "white", "front", ("snow", "snow", "snow", *LAND)),
     Subject("ghost", "幽灵", "个", "1f47b", "floater", "white", "front"),
@@ -224,6 +276,17 @@ SUBJECTS: tuple[Subject, ...] = (
     Subject("soccer ball", "足球", "个", "26bd", "ball", "", "front", paintable=False),
     Subject("basketball", "篮球", "个", "1f3c0", "ball", "orange", "front", paintable=False),
 )
+
+# The subjects of the model that ships, chosen by eye: each is told from every other at 128 pixels, in any paint.
+RELEASE: tuple[str, ...] = (
+    "cat", "dog", "horse", "cow", "pig", "elephant", "rabbit", "tiger", "turtle", "giraffe", "zebra", "deer", "camel",
+    "monkey", "squirrel", "dinosaur", "snail", "ladybug", "crab", "penguin", "chick", "flamingo", "peacock", "duck",
+    "owl", "parrot", "butterfly", "bee", "fish", "shark", "dolphin", "octopus", "panda", "fox", "lion", "frog",
+    "unicorn", "robot", "alien", "woman", "man", "girl", "dancer", "wizard", "cyclist", "astronaut", "mermaid", "car",
+    "bus", "truck", "tractor", "train", "motorcycle", "sailboat", "rocket", "airplane", "helicopter", "flying saucer",
+    "balloon", "kite", "tree", "sunflower", "snowman", "pumpkin", "Christmas tree", "teddy bear", "heart", "umbrella",
+    "soccer ball",
+)  # fmt: skip
 
 BY_NAME: dict[str, Subject] = {subject.name: subject for subject in SUBJECTS}
 

@@ -55,7 +55,7 @@ def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def _to_srgb(picture: Image.Image) -> Image.Image:
-    """An RGB picture of 8 bits from any of Pillow's modes."""
+    """Make an RGB picture of 8 bits from any of Pillow's modes."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return Image.fromarray(_to_8_bits(np.asarray(picture))).convert("RGB")
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -69,7 +69,7 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey integers (range 65535) or floats (range 1, or 255 where they pass 1) as 8 bits."""
+    """Scale grey integers (range 65535) or floats (range 1, or 255 where they pass 1) to 8 bits."""
     if not np.isfinite(values).all():
         raise ValueError("it has values that are not finite")
     top = float(values.max())
@@ -81,7 +81,7 @@ def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _through_profile(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """Colours as an embedded profile means them, in sRGB; a profile that is broken or of another mode counts as none.
+    """Convert colours to sRGB by the embedded profile; one that is broken or of another mode counts as none.
 
     Viewers do the same with such a profile, so the video shows what its maker saw.
     """
@@ -103,7 +103,7 @@ def fit(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
 
 
 def adaptive_size(image_w: int, image_h: int, area: int) -> tuple[int, int]:
-    """The (width, height), multiples of 16, nearest to a picture's shape among those within `area` pixels."""
+    """Return the (width, height), multiples of 16, nearest to a picture's shape among those within `area` pixels."""
     ideal_w, ideal_h = (area * image_w / image_h) ** 0.5, (area * image_h / image_w) ** 0.5
     sizes = []
     for w in (int(ideal_w / 16) * 16, int(ideal_w / 16) * 16 + 16):

@@ -69,7 +69,9 @@ class _Reader:
 
 
 class Encoder:
-    """Frames in 4:2:0 to mp4 bytes, chunk by chunk. The index comes first (faststart): players start while loading.
+    """Encode frames in 4:2:0 to mp4 bytes, chunk by chunk.
+
+    The index comes first (faststart): players start while loading.
 
     H.264's 4:2:0 needs even sides: an odd width or height loses its last column or row in the file, nothing else
     (4:4:4 would keep it, but browsers and phones do not play that). `metadata.read_metadata` reads `metadata` back.
@@ -126,7 +128,7 @@ def read_frames(path: str | os.PathLike[str]) -> Frames:
 
 
 def _to_rgb(frame: Any) -> NDArray[np.uint8]:
-    """RGB [H, W, 3]. PyAV before 17 heeds a frame's matrix only where another one is asked of the (RGB!) result."""
+    """Convert to RGB [H, W, 3]. PyAV before 17 heeds a frame's matrix only where another is asked of the RGB result."""
     matrix = {"src_colorspace": "ITU709", "dst_colorspace": "ITU601"} if frame.colorspace == _BT709 else {}
     return frame.reformat(format="rgb24", **matrix).to_ndarray()
 
@@ -135,13 +137,13 @@ def _to_rgb(frame: Any) -> NDArray[np.uint8]:
 
 
 def output_name(task: str, seed: int, model_file_name: str, when: datetime) -> str:
-    """`t2v_42_Wan2_1_1_3B_20251224_153000.mp4` for ("t2v", 42, "Wan2.1-1.3B", ...)."""
+    """Name a video: `t2v_42_Wan2_1_1_3B_20251224_153000.mp4` for ("t2v", 42, "Wan2.1-1.3B", ...)."""
     model = re.sub(r"\W+", "_", model_file_name).strip("_")[:60]  # a name may have 255 bytes; a CJK character takes 3
     return f"{task}_{seed}_{model}_{when:%Y%m%d_%H%M%S}.mp4"
 
 
 def save(data: bytes, folder: str | os.PathLike[str], name: str) -> Path:
-    """Write `data` as folder/name, or name_2, name_3, ... where that exists; returns the path that was written.
+    """Write `data` as folder/name, or name_2, name_3, ... where that exists; return the path that was written.
 
     Creates the folder. OutputError (full disk, read-only folder, the folder is a file) leaves nothing behind.
     """
@@ -202,7 +204,7 @@ def _name_once(beside: Path, path: Path) -> Path:
 
 
 def _why(error: OSError, folder: Path, size: int) -> Text | str:
-    """Return what went wrong and what would work."""
+    """Say what went wrong and what would work, in one line."""
     if isinstance(error, FileExistsError | NotADirectoryError):
         return text("media.under_a_file", path=folder)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -301,7 +303,7 @@ def animated(frames: Frames, path: str | os.PathLike[str], *, width: int | None 
 
 @cache
 def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, ...]:
-    """The fonts of this machine among `_FONTS`, and Pillow's own Latin one last."""
+    """Load the fonts of this machine among `_FONTS`, and Pillow's own Latin one last."""
     found: list[Any] = []
     for name in _FONTS:
         with contextlib.suppress(OSError):
@@ -311,17 +313,17 @@ def _fonts(size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, ...
 
 @cache
 def _has(font: Any, character: str) -> bool:
-    """Whether a font has a character: what it lacks is drawn as the same box as a code point that nothing has."""
+    """Say whether a font has a character: what it lacks is drawn as the same box as a code point that nothing has."""
     return character.isspace() or bytes(font.getmask(character)) != bytes(font.getmask("\U0010ffff"))
 
 
 def _font_for(text: str, size: int) -> Any:
-    """The font that has the most of a text's characters, the earliest of equals."""
+    """Choose the font that has the most of a text's characters, the earliest of equals."""
     return max(_fonts(size), key=lambda font: sum(_has(font, character) for character in text))
 
 
 def _wrapped(text: str, size: int, width: int, most: int) -> Sequence[str]:
-    """The drawable part of a text in at most `most` lines of at most `width` pixels, cut with an ellipsis."""
+    """Wrap the drawable part of a text in at most `most` lines of at most `width` pixels, cut with an ellipsis."""
     font = _font_for(text, size)
     text = " ".join("".join(character for character in text if _has(font, character)).split())
     lines = [""]

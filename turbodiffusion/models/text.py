@@ -66,7 +66,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces, special ones included; an encoder's `vocab_size` may be larger, never smaller."""
+        """Count the pieces, special ones included; an encoder's `vocab_size` may be larger, never smaller."""
         return self._pieces.vocab_size()
 
     def __call__(self, prompts: Sequence[str], *, clean: bool = True) -> tuple[Tensor, Tensor]:

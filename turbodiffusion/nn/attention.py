@@ -15,11 +15,12 @@ DENSE_IMPL = {"reference": "sdpa", "triton": "cudnn"}
 
 
 class Attention(nn.Module):
-    """q, k and v in, attention's output out, all [batch, tokens, heads, head dim] in one dtype.
+    """Attend from q to k and v, all [batch, tokens, heads, head dim] in one dtype.
 
-    "original" is dense and "sage" dense in 8 bits; "sla" and "sagesla" are the two with most blocks left to a linear
-    term, whose projection `proj_l` is float32 and starts at zero. impl: "reference" or "triton".
-    Raises ValueError for an unknown kind or impl.
+    kind: "original" is dense attention, each query over all keys (the name is the one that model files store); "sage"
+    is dense in 8 bits; "sla" and "sagesla" are the two with most blocks left to a linear term, whose projection
+    `proj_l` is float32 and starts at zero. impl: "reference" or "triton". Raises ValueError for an unknown kind or
+    impl.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Attention(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
+        """Attend as `kind` says: [B, L, H, D]."""
         with no_autocast(q_BLHD.device):  # each op states its own number formats
             if self.kind == "original":
                 return dense_attention(q_BLHD, k_BSHD, v_BSHD, impl=DENSE_IMPL[self.impl])

@@ -101,7 +101,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def values(self) -> Tensor:
-        """The 8-bit weight [out, in]."""
+        """Return the 8-bit weight [out, in]."""
         return self.get_buffer(self._format.weight_name)
 
     def float_weight(self) -> Tensor:

@@ -8,7 +8,7 @@ from turbodiffusion.ops.norm.rms_norm import rms_norm
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, float32 inside, returned in x's dtype."""
+    """Compute x / rms(x) * weight over the last dimension, float32 inside, returned in x's dtype."""
 
     def __init__(
         self, dim: int, eps: float, *, impl: str = "reference", device: torch.device | str | None = None
@@ -25,7 +25,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / std * weight + bias over the last dimension, float32 inside, returned in x's dtype."""
+    """Compute (x - mean) / std * weight + bias over the last dimension, float32 inside, returned in x's dtype."""
 
     def __init__(
         self, dim: int, eps: float, *, impl: str = "reference", device: torch.device | str | None = None

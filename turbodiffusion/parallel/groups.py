@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 
 def rank_and_size() -> tuple[int, int]:
-    """(rank, number of ranks); (0, 1) without torchrun."""
+    """Return (rank, number of ranks); (0, 1) without torchrun."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The VAE's fast walk against its layers: every choice, every size of chunk, weights shared."""
+"""The fused VAE against its layers: every choice, every size of chunk, weights shared."""
 
 import os
 
@@ -68,7 +68,7 @@ def test_folded_upsampling_is_upsampling():
 @pytest.mark.parametrize("latents_per_chunk", [1, 2])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_impl_and_chunk_are_chosen_at_construction(small, impl, latents_per_chunk):
-    """The whole road, the kernels interpreted: frames come as they did, and are what they were."""
+    """The whole VAE, the kernels interpreted: frames come as they did, and are what they were."""
     if impl == "triton":
         pytest.importorskip("triton", reason="Triton is not installed")
     device = "cuda" if impl == "triton" and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"

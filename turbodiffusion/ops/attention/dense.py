@@ -38,7 +38,7 @@ _CUDNN_FIRST = [
 
 
 def dense_attention(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, *, impl: str = "sdpa") -> Tensor:
-    """Attention without a mask, [B, L, H, D] in q's dtype; q, k and v share one dtype.
+    """Attend without a mask: [B, L, H, D] in q's dtype; q, k and v share one dtype.
 
     "reference" writes the softmax out in float32 and holds all L x S scores; "sdpa" is PyTorch's fused attention, and
     "cudnn" the same with cuDNN's kernel before the others, for what it takes (bfloat16 and float16 on a GPU).
@@ -71,7 +71,7 @@ def attention_tangent(
     *,
     impl: str = "reference",
 ) -> tuple[Tensor, Tensor]:
-    """Attention and its derivative along (dq, dk, dv): two tensors [B, L, H, D] in q's dtype, without a gradient.
+    """Attend, and take the derivative along (dq, dk, dv): two tensors [B, L, H, D] in q's dtype, without a gradient.
 
     "reference" holds all L x S scores three times, "triton" none of them. Raises ValueError for shapes or dtypes that
     do not agree.
@@ -131,8 +131,7 @@ def _tangent_triton(q_BLHD: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
             f"attention_tangent: impl 'triton' takes a head dim of {', '.join(map(str, HEAD_DIMS))}, got "
             f"{q_BLHD.shape[-1]}; use 'reference'"
         )
-    from turbodiffusion.ops.attention.kernels import (
-        tangent as tangent_triton,  # imports triton, which not every machine has
-    )
+    # imports triton, which not every machine has
+    from turbodiffusion.ops.attention.kernels.tangent import attention_tangent as kernel
 
-    return tangent_triton.attention_tangent(q_BLHD, *others)
+    return kernel(q_BLHD, *others)

@@ -43,7 +43,7 @@ def sage_attention(
     qk: str = "int8",
     impl: str = "reference",
 ) -> Tensor:
-    """Attention of every query over all keys, computed in 8 bits: [B, L, H, D] in q's dtype. No gradient.
+    """Attend from every query to all keys in 8 bits: [B, L, H, D] in q's dtype. No gradient.
 
     `qk` is the format of q and k: "int8" (127 levels a side, amax / 127) or "fp8" (amax / 448).
     Raises ValueError for shapes or dtypes that do not agree, or when a gradient is asked for.
@@ -68,7 +68,7 @@ def quantize(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block
 def attend_quantized(
     x: QuantizedQKV, tiles: Iterable[tuple[slice, Tensor, Tensor]], block_q: int, block_k: int, dtype: torch.dtype
 ) -> Tensor:
-    """Attention over the keys that each tile of `sla.kept_keys` names: [B, L, H, D] in `dtype`."""
+    """Attend to the keys that each tile of `sla.kept_keys` names: [B, L, H, D] in `dtype`."""
     B, L, _, D = x.q_BLHD.shape
     S = x.k_BSHD.shape[1]
     q, k, v = (heads_first(values.float()) for values in (x.q_BLHD, x.k_BSHD, x.v_BSHD))
@@ -98,13 +98,14 @@ def _reference(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, blo
 
 def _triton(q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str) -> Tensor:
     check_triton("sage_attention", q_BLHD=q_BLHD, k_BSHD=k_BSHD, v_BSHD=v_BSHD)
-    from turbodiffusion.ops.attention.kernels import sage as sage_triton  # imports triton, which not every machine has
+    # imports triton, which not every machine has
+    from turbodiffusion.ops.attention.kernels.sage import sage_attention as kernel
 
-    return sage_triton.sage_attention(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
+    return kernel(q_BLHD, k_BSHD, v_BSHD, block_q, block_k, qk)
 
 
 def _by_block(x_BLHD: Tensor, block: int, qk: str) -> tuple[Tensor, Tensor]:
-    """8-bit [B, L, H, D] and scale [B, H, N]: one scale per block of tokens and head."""
+    """Round with one scale per block of tokens and head: 8-bit [B, L, H, D] and scale [B, H, N]."""
     formats = {"int8": to_int8, "fp8": to_fp8}
     if qk not in formats:
         raise ValueError(f"qk: unknown format {qk!r}, expected 'int8' or 'fp8'")
@@ -115,6 +116,6 @@ def _by_block(x_BLHD: Tensor, block: int, qk: str) -> tuple[Tensor, Tensor]:
 
 
 def _by_channel(v_BSHD: Tensor) -> tuple[Tensor, Tensor]:
-    """fp8 [B, S, H, D] and scale [B, H, D]: one scale per channel."""
+    """Round with one scale per channel: fp8 [B, S, H, D] and scale [B, H, D]."""
     values, scale = to_fp8(v_BSHD, v_BSHD.abs().amax(dim=1, keepdim=True))
     return values, scale[:, 0]

@@ -31,7 +31,7 @@ def sage_sparse_attention(
     qk: str = "int8",
     impl: str = "reference",
 ) -> Tensor:
-    """As `sla.sparse_attention`, computed in 8 bits: [B, L, H, D] in q's dtype. No gradient.
+    """Attend as `sla.sparse_attention`, in 8 bits: [B, L, H, D] in q's dtype. No gradient.
 
     The mean of k and the scales of v are taken over all tokens, not over the kept ones: they do not depend on the map.
     `qk` is the format of q and k, "int8" or "fp8". Raises ValueError as `sla.sparse_attention` and `sage_attention` do.
@@ -55,7 +55,7 @@ def sagesla_attention(
     qk: str = "int8",
     impl: str = "reference",
 ) -> Tensor:
-    """As `sla.sla_attention` with the sparse part in 8 bits: [B, L, H, D] in q's dtype. No gradient.
+    """Attend as `sla.sla_attention`, with the sparse part in 8 bits: [B, L, H, D] in q's dtype. No gradient.
 
     Raises ValueError as its parts do.
     """
@@ -96,13 +96,13 @@ def _whole_reference(
 def _triton(q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int, qk: str) -> Tensor:
     check_triton("sage_sparse_attention", q_BLHD=q, k_BLHD=k, v_BLHD=v, map_BHNK=map_BHNK)
     check_map(map_BHNK, -(-k.shape[1] // block_k))
-    from turbodiffusion.ops.attention.kernels import sage as sage_triton
+    from turbodiffusion.ops.attention.kernels.sage import sage_sparse_attention as kernel
 
-    return sage_triton.sage_sparse_attention(q, k, v, map_BHNK, block_q, block_k, qk)
+    return kernel(q, k, v, map_BHNK, block_q, block_k, qk)
 
 
 def _whole_triton(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
     check_triton("sagesla_attention", q_BLHD=q, k_BLHD=k, v_BLHD=v)
-    from turbodiffusion.ops.attention.kernels import sla as sla_triton
+    from turbodiffusion.ops.attention.kernels.sla import sagesla_attention as kernel
 
-    return sla_triton.sagesla_attention(q, k, v, *others)
+    return kernel(q, k, v, *others)

@@ -27,7 +27,7 @@ LINEAR_EPS = 1e-5
 def block_map(
     q_BLHD: Tensor, k_BLHD: Tensor, *, topk: float, block_q: int = 128, block_k: int = 64, impl: str = "reference"
 ) -> Tensor:
-    """Which key blocks each query block keeps: int32 [B, H, ceil(L / block_q), K], ascending.
+    """Choose the key blocks that each query block keeps: int32 [B, H, ceil(L / block_q), K], ascending.
 
     K is max(1, int(topk * ceil(L / block_k))). The choice is part of the model, so it is made in float32 whatever q's
     dtype is, and ties go to the lower block. It has no gradient. Raises ValueError unless 0 < topk <= 1.
@@ -50,7 +50,7 @@ def sparse_attention(
     block_k: int = 64,
     impl: str = "reference",
 ) -> Tensor:
-    """Softmax attention of each query block over its kept key blocks alone: [B, L, H, D] in q's dtype.
+    """Attend, by softmax, from each query block to its kept key blocks alone: [B, L, H, D] in q's dtype.
 
     `map_BHNK` comes from `block_map` with the same block sizes. Gradients flow to q, k and v.
     Raises ValueError for shapes or dtypes that do not agree and for a map that names no real block.
@@ -61,7 +61,10 @@ def sparse_attention(
 
 
 def linear_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, *, impl: str = "reference") -> Tensor:
-    """phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k)), with phi the softmax over D: [B, L, H, D] in q's dtype."""
+    """Attend to all keys at linear cost, with phi the softmax over D: [B, L, H, D] in q's dtype.
+
+    phi(q) (phi(k)^T v) / (1e-5 + phi(q) . sum phi(k))
+    """
     check_layout("linear_attention", q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
     check_dtype("linear_attention", FLOATS, q_BLHD=q_BLHD, k_BLHD=k_BLHD, v_BLHD=v_BLHD)
     attend = select_impl("linear_attention", impl, {"reference": _linear_reference, "triton": _linear_triton})
@@ -80,7 +83,7 @@ def sla_attention(
     block_k: int = 64,
     impl: str = "reference",
 ) -> Tensor:
-    """Sparse attention plus the projected linear attention, [B, L, H, D] in q's dtype.
+    """Add sparse attention and the projected linear attention: [B, L, H, D] in q's dtype.
 
     `impl` names the implementation of all three parts; "triton" fuses them where no gradient is asked for. The
     projection's parameters are kept in float32 and take part in the product in q's dtype. Gradients flow to q, k, v and
@@ -102,7 +105,7 @@ def projected_linear_attention(
     *,
     impl: str = "reference",
 ) -> Tensor:
-    """The second term of SLA: proj_l over linear attention, the product's factors in q's dtype."""
+    """Compute the second term of SLA: proj_l over linear attention, the product's factors in q's dtype."""
     check_layout("sla_attention", q_BLHD=q_BLHD, proj_weight_DD=proj_weight_DD, proj_bias_D=proj_bias_D)
     cheap = linear_attention(q_BLHD, k_BLHD, v_BLHD, impl=impl)
     return linear(cheap, proj_weight_DD.to(cheap.dtype), proj_bias_D.to(cheap.dtype))
@@ -111,7 +114,7 @@ def projected_linear_attention(
 def sparse_attention_forward(
     q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, map_BHNK: Tensor, block_q: int, block_k: int
 ) -> tuple[Tensor, Tensor]:
-    """The reference forward: the output in q's dtype, and the natural log-sum-exp of each row's scaled scores.
+    """Compute the reference forward: the output in q's dtype, and the log-sum-exp of each query's scaled scores.
 
     The latter is float32 [B, H, L]: what the backward needs to compute the probabilities again. The scores of one query
     block at a time are held. Not differentiable by itself; `sparse_attention` is.
@@ -141,7 +144,7 @@ def sparse_attention_backward(
     block_q: int,
     block_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference gradients of q, k and v, as in FlashAttention-2 (arXiv 2307.08691, algorithm 2).
+    """Compute the reference gradients of q, k and v, as in FlashAttention-2 (arXiv 2307.08691, algorithm 2).
 
     The probabilities are computed again from the scores and the log-sum-exp:
     P = exp(S - lse), dV = P^T dO, dP = dO V^T, dS = P * (dP - rowsum(dO * O)), dQ = dS K, dK = dS^T Q.
@@ -200,7 +203,7 @@ def check_map(map_BHNK: Tensor, blocks: int) -> None:
 
 
 def kept_keys(map_BHNK: Tensor, num_keys: int, block_q: int, block_k: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """For each query block: the slice of its rows, the positions of its kept keys, and which are past the end.
+    """Yield for each query block the slice of its rows, the positions of its kept keys, and which are past the end.
 
     The positions are int64 [B * H, K * block_k]; those past the end of a ragged last block point to the last row, so
     that they can be read, and are marked in a bool mask [B * H, 1, K * block_k].
@@ -214,17 +217,17 @@ def kept_keys(map_BHNK: Tensor, num_keys: int, block_q: int, block_k: int) -> It
 
 
 def heads_first(x_BLHD: Tensor) -> Tensor:
-    """[B, L, H, D] -> contiguous [B * H, L, D], the layout of batched matrix products."""
+    """Move heads first: [B, L, H, D] -> contiguous [B * H, L, D], the layout of batched matrix products."""
     return x_BLHD.transpose(1, 2).flatten(0, 1).contiguous()
 
 
 def heads_last(x: Tensor, batch: int) -> Tensor:
-    """[B * H, L, D] -> [B, L, H, D]."""
+    """Move heads back: [B * H, L, D] -> [B, L, H, D]."""
     return x.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
 def take_rows(x: Tensor, positions: Tensor) -> Tensor:
-    """The rows of x [B * H, L, D] at positions [B * H, P]: [B * H, P, D]."""
+    """Gather the rows of x [B * H, L, D] at positions [B * H, P]: [B * H, P, D]."""
     return x.flatten(0, 1)[_flat(x, positions)].unflatten(0, positions.shape)
 
 
@@ -234,7 +237,7 @@ def _check_topk(op: str, topk: float) -> None:
 
 
 class _SparseAttention(torch.autograd.Function):
-    """Autograd's own record of the loop would keep the scores of all kept blocks; this keeps one float a row."""
+    """`sparse_attention` with a backward that keeps one float a row; autograd's own would keep all kept scores."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int) -> Tensor:
@@ -276,8 +279,8 @@ def _map_reference(q_BLHD: Tensor, k_BLHD: Tensor, topk: float, block_q: int, bl
 
 
 def _pool(x_BLHD: Tensor, block: int) -> Tensor:
-    """The mean of each block of tokens, [B, N, H, D]; a ragged last block is the mean of the rows it has."""
-    return torch.stack([rows.mean(dim=1) for rows in x_BLHD.split(block, dim=1)], dim=1)
+    """Take the mean of each block of tokens, [B, N, H, D]; a ragged last block is the mean of the tokens it has."""
+    return torch.stack([tokens.mean(dim=1) for tokens in x_BLHD.split(block, dim=1)], dim=1)
 
 
 def _linear_reference(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
@@ -303,28 +306,28 @@ def _flat(x: Tensor, positions: Tensor) -> Tensor:
 
 def _map_triton(q_BLHD: Tensor, k_BLHD: Tensor, *others: Any) -> Tensor:
     check_triton("block_map", q_BLHD=q_BLHD, k_BLHD=k_BLHD)
-    from turbodiffusion.ops.attention.kernels import block_map as block_map_triton
+    from turbodiffusion.ops.attention.kernels.block_map import block_map as kernel
 
-    return block_map_triton.block_map(q_BLHD, k_BLHD, *others)
+    return kernel(q_BLHD, k_BLHD, *others)
 
 
 def _sparse_triton(q: Tensor, k: Tensor, v: Tensor, map_BHNK: Tensor, block_q: int, block_k: int) -> Tensor:
     check_triton("sparse_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach(), map_BHNK=map_BHNK)
     check_map(map_BHNK, -(-k.shape[1] // block_k))
-    from turbodiffusion.ops.attention.kernels import sla as sla_triton
+    from turbodiffusion.ops.attention.kernels.sla import sparse_attention as kernel
 
-    return sla_triton.sparse_attention(q, k, v, map_BHNK, block_q, block_k)
+    return kernel(q, k, v, map_BHNK, block_q, block_k)
 
 
 def _linear_triton(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     check_triton("linear_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach())
-    from turbodiffusion.ops.attention.kernels import sla as sla_triton
+    from turbodiffusion.ops.attention.kernels.sla import linear_attention as kernel
 
-    return sla_triton.linear_attention(q, k, v)
+    return kernel(q, k, v)
 
 
 def _sla_triton(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
     check_triton("sla_attention", q_BLHD=q.detach(), k_BLHD=k.detach(), v_BLHD=v.detach())
-    from turbodiffusion.ops.attention.kernels import sla as sla_triton
+    from turbodiffusion.ops.attention.kernels.sla import sla_attention as kernel
 
-    return sla_triton.sla_attention(q, k, v, *others)
+    return kernel(q, k, v, *others)

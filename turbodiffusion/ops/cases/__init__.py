@@ -21,6 +21,7 @@ __all__ = [
     "MODELS",
     "OF_THE_EMULATION",
     "RAGGED",
+    "VAE_CHANNELS",
     "Case",
     "attention_cases",
     "block_cases",
@@ -42,7 +43,7 @@ VAE_CHANNELS = 96  # of its full resolution
 
 
 def cases(device: torch.device, width: int, *, heads: int | None = None) -> Iterator[Case]:
-    """Every case of a model of that width (a key of MODELS); `heads` of attention alone, else the model's."""
+    """Make every case of a model of that width (a key of MODELS); `heads` of attention alone, else the model's."""
     hidden, model_heads = MODELS[width]
     yield from norm_cases(device, width, model_heads)
     yield from quantize_cases(device, width, hidden)

@@ -46,7 +46,7 @@ class _Attention:
         return {"block_q": self.block_q, "block_k": self.block_k}
 
     def qkv(self, tokens: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Gaussian views into one projection; keys have a mean of their own per head and channel, as Wan's do."""
+        """Draw Gaussian views into one projection; keys have a mean of their own per head and channel, as Wan's do."""
         generator = torch.Generator(self.device).manual_seed(seed)
         x = torch.randn(1, tokens, 3, self.heads, self.head_dim, generator=generator, device=self.device)
         x[:, :, 1] += 2 * torch.randn(1, 1, self.heads, self.head_dim, generator=generator, device=self.device)
@@ -94,7 +94,7 @@ def attention_cases(
     tokens: int = Case.tokens,
     dense: bool = True,
 ) -> Iterator[Case]:
-    """The choice of blocks, the parts and the whole modules; `dense`: SageAttention over all keys too."""
+    """Make the choice of blocks, the parts and the whole modules; `dense`: SageAttention over all keys too."""
     weight = random(device, head_dim, head_dim, dtype=torch.float32, seed=1001, scale=head_dim**-0.5)
     bias = random(device, head_dim, dtype=torch.float32, seed=1002, scale=0.1)
     x = _Attention(device, heads, head_dim, block_q, block_k, topk, tokens, weight, bias)

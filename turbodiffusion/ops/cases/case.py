@@ -49,5 +49,6 @@ class Case:
 def random(
     device: torch.device, *shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0, scale: float = 1.0
 ) -> Tensor:
+    """Draw a Gaussian tensor times `scale`."""
     generator = torch.Generator(device).manual_seed(seed)
     return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)

@@ -18,7 +18,7 @@ NEARLY_EXACT = 1e-4
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Buffers that are allocated and not filled are full of NaN (integers: of their largest value)."""
+    """Fill buffers that are allocated and not filled with NaN (integers: with their largest value)."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -30,7 +30,7 @@ def poisoned() -> Iterator[None]:
 
 
 def values(output: Any) -> list[Tensor]:
-    """The numbers that an output stands for: 8-bit values times their scale."""
+    """Return the numbers that an output stands for: 8-bit values times their scale."""
     if isinstance(output, Tensor):
         return [output.float()]
     if output[0].dtype.itemsize > 1:
@@ -43,7 +43,7 @@ def values(output: Any) -> list[Tensor]:
 
 
 def error(actual: Any, expected: Any) -> float:
-    """The largest relative L2 distance over the outputs; NaN where one is not finite."""
+    """Return the largest relative L2 distance over the outputs; NaN where one is not finite."""
     pairs = list(zip(values(actual), values(expected), strict=True))
     if not all(a.isfinite().all() for a, _ in pairs):
         return float("nan")  # not left to max(), which passes over a NaN
@@ -51,7 +51,7 @@ def error(actual: Any, expected: Any) -> float:
 
 
 def missed_blocks(actual: Tensor, expected: Tensor) -> float:
-    """The share of the expected blocks that are not among the actual ones."""
+    """Return the share of the expected blocks that are not among the actual ones."""
     if actual.shape != expected.shape or actual.min() < 0 or actual.max() > 2**20:
         return 1.0  # no map at all
     size = int(max(actual.max(), expected.max())) + 1
@@ -63,7 +63,7 @@ def missed_blocks(actual: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def errors(case: Case, tokens: int, seed: int) -> tuple[float, float]:
-    """The error of a case's kernel on fresh inputs, and what it may be; a NaN is an error too."""
+    """Measure the error of a case's kernel on fresh inputs, and what it may be; a NaN is an error too."""
     inputs = case.make(tokens, seed)
     with poisoned():
         actual = case.run(case.impl, *inputs)

@@ -18,7 +18,7 @@ PRODUCTS = {torch.int8: 2**-8, FP8: 2**-7}
 
 
 def quantize_cases(device: torch.device, width: int, hidden: int) -> Iterator[Case]:
-    """Rounding per token, alone and after the GELU of an ffn; the published rounding by blocks is in `block_cases`."""
+    """Make rounding per token, alone and after an ffn's GELU; the published rounding by blocks is in `block_cases`."""
 
     def of(features: int) -> Callable[[int, int], tuple[Tensor, ...]]:
         return lambda tokens, seed: (random(device, tokens, features, seed=seed),)
@@ -49,7 +49,7 @@ def quantize_cases(device: torch.device, width: int, hidden: int) -> Iterator[Ca
 
 
 def product_cases(device: torch.device, features: int, out: int) -> Iterator[Case]:
-    """Products of 8-bit tokens with what follows fused: GELU where they widen, gate and residual where they do not."""
+    """Make products of 8-bit tokens, what follows fused: GELU where they widen, gate and residual where they do not."""
     shape, work = f"{features}x{out}", 2.0 * Case.tokens * features * out
     weight, bias = random(device, out, features, seed=1001, scale=features**-0.5), random(device, out, seed=1002)
     gate = random(device, 1, out, dtype=torch.float32, seed=1003)
@@ -83,7 +83,7 @@ def product_cases(device: torch.device, features: int, out: int) -> Iterator[Cas
 
 
 def block_cases(device: torch.device, features: int, out: int) -> Iterator[Case]:
-    """The published format: int8 in blocks of 128 x 128, rounding and product in one op."""
+    """Make the published format: int8 in blocks of 128 x 128, rounding and product in one op."""
     weight, bias = random(device, out, features, seed=1001, scale=features**-0.5), random(device, out, seed=1002)
     w8, float32 = quantize_int8_block(weight), weight.float()
     yield Case(

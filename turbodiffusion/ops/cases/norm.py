@@ -20,7 +20,7 @@ EPS = 1e-6
 
 
 def norm_cases(device: torch.device, width: int, heads: int) -> Iterator[Case]:
-    """Weights have seeds of 1001 on: inputs of a small seed must not be the same numbers."""
+    """Make norms and gated sums. Weights have seeds of 1001 on: inputs of a small seed must not be the same numbers."""
     size = float(Case.tokens * width)
     shift, scale = random(device, 2, 1, width, dtype=torch.float32, seed=1001).unbind()
     weight, bias = random(device, 2, width, dtype=torch.float32, seed=1002).unbind()

@@ -16,7 +16,7 @@ FEW_CHANNELS_BOUND = 2**-7
 
 
 def vae_cases(device: torch.device, channels: int) -> Iterator[Case]:
-    """What stands between convolutions of that many channels, and the last convolution, on two frames 3 pixels wide."""
+    """Make what stands between convolutions of that many channels, and the last one, on two frames 3 pixels wide."""
     gamma = random(device, channels, dtype=torch.float32, seed=1001)
     bias = random(device, channels, seed=1002)
     weight = random(device, 3, channels, 3, 3, 3, seed=1003, scale=(27 * channels) ** -0.5)

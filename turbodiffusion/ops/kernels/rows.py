@@ -15,7 +15,7 @@ MAX_COLUMNS = 32768
 
 
 def row_pieces(op: str, columns: int) -> tuple[int, int]:
-    """WIDE <= columns <= WIDE + REST. Raises ValueError where registers would not hold a row."""
+    """Cover a row by two powers of two, WIDE <= columns <= WIDE + REST. ValueError where registers cannot hold it."""
     if not 0 < columns <= MAX_COLUMNS:
         raise ValueError(f"{op}: impl 'triton' takes rows of 1 to {MAX_COLUMNS} values, got {columns}; use 'reference'")
     wide = max(triton.next_power_of_2(columns) // 2, 1)
@@ -23,9 +23,10 @@ def row_pieces(op: str, columns: int) -> tuple[int, int]:
 
 
 def row_warps(wide: int, rest: int) -> int:
-    """Warps for a row: 48 to 144 values a thread, and `rest` no less than what they load at a time if that allows it.
+    """Choose the warps for a row: 48 to 144 values a thread.
 
-    A thread loads 16 values side by side; `sum_pieces` then folds the pieces without leaving it.
+    `rest` is no less than what they load at a time if that allows it: a thread loads 16 values side by side, and
+    `sum_pieces` then folds the pieces without leaving it.
     """
     least, most = (triton.next_power_of_2(max((wide + rest) // values, 1)) for values in (4608, 2048))
     return min(max(rest // 512, least), most, 16)

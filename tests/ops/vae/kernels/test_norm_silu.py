@@ -1,13 +1,11 @@
-"""The kernels between the VAE's convolutions, and its last convolution, against their references."""
+"""The pass between two of the VAE's convolutions in Triton against its reference: on a GPU, else interpreted."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from inputs import relative_l2, strided
 
-from turbodiffusion.ops.vae.conv3d_few_channels import conv3d_few_channels
 from turbodiffusion.ops.vae.norm_silu import interleave_phases, norm_silu
-from turbodiffusion.ops.vae.winograd import WinogradProducts, transform_input, transform_output, transform_weight
+from turbodiffusion.ops.vae.winograd import WinogradProducts
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -129,16 +127,6 @@ def test_phases_before_a_winograd_convolution():
     assert_close(actual, norm_silu(phases, **rest, **call), norm_silu(wide, **double(rest), **call))
 
 
-def test_winograd_is_a_convolution():
-    y, weight = random(2, 8, 6, 10, 12).double(), random(7, 12, 3, 3, 3, seed=1).double()
-    expected = F.conv3d(y.movedim(-1, 1), weight, padding=(0, 1, 1)).movedim(1, -1)
-    m = [
-        F.conv2d(v.flatten(0, 1).movedim(-1, 1), kernel, padding=1).movedim(1, -1).unflatten(0, (2, -1))
-        for v, kernel in zip(transform_input(y), transform_weight(weight), strict=True)
-    ]
-    torch.testing.assert_close(transform_output(m), expected)
-
-
 def test_low_precision_is_rounded_once():
     x, rest = everything(2, 3, 5, 7, 96, torch.bfloat16)
     actual = norm_silu(x, **rest, cache_frames=2, keep_sum=True, impl="triton")
@@ -159,25 +147,6 @@ def test_what_is_not_finite_stays_where_it_is():
     assert y.isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 8), (2, 5, 6, 50, 12)])
-@pytest.mark.parametrize("out", [1, 3])
-def test_convolution_to_few_channels(shape, out):
-    x, weight, bias = random(*shape), random(out, shape[-1], 3, 3, 3, seed=1), random(out, seed=2)
-    exact = conv3d_few_channels(x.double(), weight.double(), bias.double())
-    actual = conv3d_few_channels(strided(x), weight, bias, impl="triton")
-    assert actual.shape == exact.shape
-    # Float32 sums in another order, of up to 324 products.
-    assert relative_l2(actual, exact) <= max(4 * relative_l2(conv3d_few_channels(x, weight, bias), exact), 2**-21)
-
-
-def test_convolution_to_few_channels_in_bfloat16():
-    x, bias = random(2, 5, 6, 10, 96, dtype=torch.bfloat16), random(3, dtype=torch.bfloat16, seed=2)
-    weight = random(3, 96, 3, 3, 3, dtype=torch.bfloat16, seed=1)
-    exact = conv3d_few_channels(x.double(), weight.double(), bias.double())
-    # The 27 products and their sum are rounded to bfloat16's 8 bits: on random data twice one rounding of each.
-    assert relative_l2(conv3d_few_channels(x, weight, bias, impl="triton"), exact) < 2**-8
-
-
 @pytest.mark.parametrize("impl", ["reference", "triton"])
 def test_invalid_arguments_raise(impl):
     x, rest = everything(2, 3, 4, 5, 12)
@@ -192,9 +161,6 @@ def test_invalid_arguments_raise(impl):
         norm_silu([x, x], impl=impl)
     with pytest.raises(ValueError, match="transform needs two frames before an even number, got 2 before 3"):
         norm_silu(x, cache_frames=2, transform=True, impl=impl)
-    weight = torch.ones(3, 12, 3, 3, 3, device=DEVICE)
-    with pytest.raises(ValueError, match=r"P at least 3, got \[3, 12, 3, 3, 3\] and P=2"):
-        conv3d_few_channels(x[:, :2], weight, torch.ones(3, device=DEVICE), impl=impl)
 
 
 def test_kernels_raise_for_a_gradient_and_float64():

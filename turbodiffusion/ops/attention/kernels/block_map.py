@@ -51,7 +51,7 @@ def _select_kernel(scores_ptr, map_ptr, M, kept, WIDTH: tl.constexpr):
 
 
 def choose_blocks(pooled_q_BHND: Tensor, pooled_k_BHMD: Tensor, mean_BHD: Tensor, topk: float) -> Tensor:
-    """The map, int32 [B, H, N, max(1, int(topk * M))], from block means of q and k and the mean of k."""
+    """Choose the map, int32 [B, H, N, max(1, int(topk * M))], from block means of q and k and the mean of k."""
     B, H, N, D = pooled_q_BHND.shape
     M = pooled_k_BHMD.shape[2]
     kept = max(1, int(topk * M))
@@ -63,7 +63,7 @@ def choose_blocks(pooled_q_BHND: Tensor, pooled_k_BHMD: Tensor, mean_BHD: Tensor
 
 
 def select_highest(scores_BHNM: Tensor, kept: int) -> Tensor:
-    """The `kept` highest of each row of contiguous float32 scores, ascending, int32 [B, H, N, kept]."""
+    """Select the `kept` highest of each row of contiguous float32 scores, ascending, int32 [B, H, N, kept]."""
     B, H, N, M = scores_BHNM.shape
     kept_blocks = torch.empty(B, H, N, kept, dtype=torch.int32, device=scores_BHNM.device)
     width = triton.next_power_of_2(M)
@@ -73,7 +73,7 @@ def select_highest(scores_BHNM: Tensor, kept: int) -> Tensor:
 
 
 def block_map(q_BLHD: Tensor, k_BLHD: Tensor, topk: float, block_q: int, block_k: int) -> Tensor:
-    """`sla.block_map` from q and k alone; where the linear part is computed too, its pass has the means of k."""
+    """Run `sla.block_map` from q and k alone; where the linear part is computed too, its pass has the means of k."""
     tokens = k_BLHD.shape[1]
     pooled_k = pool(k_BLHD, block_k)
     rows = torch.full((pooled_k.shape[2], 1), block_k, device=k_BLHD.device)

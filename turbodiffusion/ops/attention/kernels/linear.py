@@ -169,7 +169,7 @@ def key_state(
     programs: int | None = None,
     num_stages: int = 3,
 ) -> KeyState:
-    """One pass over k and v, by one program a multiprocessor: more would write more parts of the state.
+    """Make one pass over k and v, by one program a multiprocessor: more would write more parts of the state.
 
     The state is times proj_l's transpose if its weight is given.
     """
@@ -196,7 +196,7 @@ def key_state(
 
 
 def linear_forward(q_BLHD: Tensor, state: KeyState) -> Tensor:
-    """phi(q) state / (1e-5 + phi(q) . key_sum): [B, L, H, D] in q's dtype."""
+    """Compute phi(q) state / (1e-5 + phi(q) . key_sum): [B, L, H, D] in q's dtype."""
     B, L, H, D = q_BLHD.shape
     q = described(q_BLHD)
     out = torch.empty(B, L, H, D, dtype=q.dtype, device=q.device)

@@ -84,7 +84,7 @@ def _key_kernel(
 def linear_backward(
     grad_BLHD: Tensor, q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, state_BHDE: Tensor, key_sum_BHD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of q, k and v, contiguous, in q's dtype; `state_BHDE` is phi(k)^T v without a projection."""
+    """Compute the gradients of q, k and v, contiguous, in q's dtype; `state_BHDE` is phi(k)^T v, not projected."""
     B, L, H, D = q_BLHD.shape
     check_sizes("linear_attention", D, 128, _ROWS)
     q, k, v, grad = (describe(x, _ROWS) for x in (q_BLHD, k_BLHD, v_BLHD, grad_BLHD))

@@ -24,7 +24,7 @@ def attend_packed(
     linear: LinearTerm | None = None,
     launch: Launch | None = None,
 ) -> Tensor:
-    """Attention in 8 bits over the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
+    """Attend in 8 bits to the kept blocks (all without a map), plus the linear term if given: `shape` BLHD."""
     block_q, block_k, D = packed.q.shape[3], packed.k.shape[3], shape[3]
     out = torch.empty(shape, dtype=dtype, device=packed.q.device)
     if launch is None and gpu.capability(out.device)[0] == 9 and dtype.itemsize == 2:
@@ -44,7 +44,7 @@ def attend_packed(
 def sage_attention(
     q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, block_q: int, block_k: int, qk: str, launch: Launch | None = None
 ) -> Tensor:
-    """`sage.sage_attention`."""
+    """Run `sage.sage_attention`."""
     return sage_sparse_attention(q_BLHD, k_BSHD, v_BSHD, None, block_q, block_k, qk, launch)
 
 
@@ -58,7 +58,7 @@ def sage_sparse_attention(
     qk: str,
     launch: Launch | None = None,
 ) -> Tensor:
-    """`sagesla.sage_sparse_attention`; dense without a map."""
+    """Run `sagesla.sage_sparse_attention`; dense without a map."""
     check_sizes("sage_attention", q_BLHD.shape[-1], block_q, block_k)
     packed, _ = pack(q_BLHD, k_BSHD, v_BSHD, key_state(k_BSHD, v_BSHD, block_k), block_q, block_k, qk)
     return attend_packed(packed, map_BHNK, q_BLHD.shape, k_BSHD.shape[1], q_BLHD.dtype, launch=launch)

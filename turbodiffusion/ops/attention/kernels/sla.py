@@ -55,12 +55,12 @@ class _Linear(torch.autograd.Function):
 def sparse_attention(
     q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor, map_BHNK: Tensor, block_q: int, block_k: int
 ) -> Tensor:
-    """`sla.sparse_attention`, with gradients."""
+    """Run `sla.sparse_attention`, with gradients."""
     return _Sparse.apply(q_BLHD, k_BLHD, v_BLHD, map_BHNK, block_q, block_k)
 
 
 def linear_attention(q_BLHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
-    """`sla.linear_attention`, with gradients."""
+    """Run `sla.linear_attention`, with gradients."""
     return _Linear.apply(q_BLHD, k_BLHD, v_BLHD)
 
 
@@ -75,7 +75,7 @@ def sla_attention(
     block_k: int,
     launch: Launch | None = None,
 ) -> Tensor:
-    """`sla.sla_attention`, with gradients."""
+    """Run `sla.sla_attention`, with gradients."""
     check_sizes("sla_attention", q_BLHD.shape[-1], block_q, block_k)
     inputs = (q_BLHD, k_BLHD, v_BLHD, proj_weight_DD, proj_bias_D)
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
@@ -102,7 +102,7 @@ def sagesla_attention(
     qk: str,
     launch: Launch | None = None,
 ) -> Tensor:
-    """`sagesla.sagesla_attention`."""
+    """Run `sagesla.sagesla_attention`."""
     check_sizes("sagesla_attention", q_BLHD.shape[-1], block_q, block_k)
     keys = key_state(k_BLHD, v_BLHD, block_k, proj_weight_DD)
     packed, pooled_q = pack(q_BLHD, k_BLHD, v_BLHD, keys, block_q, block_k, qk)
@@ -112,5 +112,5 @@ def sagesla_attention(
 
 
 def linear_term(q_BLHD: Tensor, keys: KeyState, shift_BHL: Tensor, proj_bias_D: Tensor) -> LinearTerm:
-    """What the sparse kernel needs to add the linear part; `keys` has its state with proj_l in it."""
+    """Return what the sparse kernel needs to add the linear part; `keys` has its state with proj_l in it."""
     return LinearTerm(described(q_BLHD), keys.state_BHDE, shift_BHL, proj_bias_D.float().contiguous())

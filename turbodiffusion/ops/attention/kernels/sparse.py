@@ -310,7 +310,7 @@ def sparse_forward(
     linear: LinearTerm | None = None,
     launch: Launch | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`sla.sparse_attention_forward`, plus the projected linear term if given: the output and the log-sum-exp."""
+    """Run `sla.sparse_attention_forward`, plus the projected linear term if given: the output and the log-sum-exp."""
     check_sizes("sparse_attention", q_BLHD.shape[-1], block_q, block_k)
     launch = launch or fastest_launch(q_BLHD, block_k)
     k = describe(k_BLHD, block_k)
@@ -363,7 +363,7 @@ def launch_forward(
 
 
 def fastest_launch(q: Tensor, block_k: int) -> Launch:
-    """For q's device and dtype. What was tuned for Hopper needs more registers or shared memory than others have."""
+    """Choose for q's device and dtype. Hopper's needs more registers or shared memory than others have."""
     if gpu.capability(q.device)[0] != 9 or q.element_size() > 2:
         return Launch()
     launch = HOPPER_EIGHT_BITS if q.element_size() == 1 else HOPPER_SIXTEEN_BITS
@@ -371,7 +371,7 @@ def fastest_launch(q: Tensor, block_k: int) -> Launch:
 
 
 def describe(x_BLHD: Tensor, rows: int) -> TensorDescriptor:
-    """A descriptor that loads [1, rows, 1, D]; rows past the end are zeros.
+    """Make a descriptor that loads [1, rows, 1, D]; rows past the end are zeros.
 
     Copies x only if it cannot be described.
     """
@@ -380,7 +380,7 @@ def describe(x_BLHD: Tensor, rows: int) -> TensorDescriptor:
 
 
 def described(x: Tensor) -> Tensor:
-    """x itself where a descriptor can address it (16-byte rows, columns side by side), else a contiguous copy."""
+    """Return x itself where a descriptor can address it (16-byte rows, dense columns), else a contiguous copy."""
     step = 16 // x.element_size()
     fits = x.stride(-1) == 1 and all(s % step == 0 for s in x.stride()[:-1]) and x.data_ptr() % 16 == 0
     return x if fits and all(s > 0 for s in x.stride()) else x.contiguous()

@@ -89,7 +89,7 @@ def _key_kernel(
 
 
 def invert(map_BHNK: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-    """The query blocks that keep each key block, ascending, head after head, int32 [B * H * N * K].
+    """List the query blocks that keep each key block, ascending, head after head, int32 [B * H * N * K].
 
     The other result, int32 [B * H * blocks + 1], says where those of each key block of each head begin.
     """
@@ -111,7 +111,7 @@ def sparse_backward(
     block_q: int,
     block_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`sla.sparse_attention_backward`: the gradients of q, k and v, contiguous, in q's dtype."""
+    """Run `sla.sparse_attention_backward`: the gradients of q, k and v, contiguous, in q's dtype."""
     B, L, H, D = q_BLHD.shape
     check_sizes("sparse_attention", D, block_q, block_k)
     q, grad, out = (describe(x, block_q) for x in (q_BLHD, grad_BLHD, out_BLHD))

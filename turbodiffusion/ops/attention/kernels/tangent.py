@@ -74,7 +74,7 @@ def _tangent_kernel(
 def attention_tangent(
     q_BLHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, dq_BLHD: Tensor, dk_BSHD: Tensor, dv_BSHD: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`dense.attention_tangent`."""
+    """Run `dense.attention_tangent`."""
     B, L, H, D = q_BLHD.shape
     tensors = [described(x) for x in (q_BLHD, k_BSHD, v_BSHD, dq_BLHD, dk_BSHD, dv_BSHD)]
     out, dout = (torch.empty(B, L, H, D, dtype=q_BLHD.dtype, device=q_BLHD.device) for _ in range(2))

@@ -24,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from turbodiffusion.ops.implementations import FP8_GPU
 from turbodiffusion.ops.kernels import gpu
-from turbodiffusion.ops.kernels.gpu import aligned, place
+from turbodiffusion.ops.kernels.gpu import aligned, grouped_tile
 from turbodiffusion.ops.kernels.rounding import gelu_tanh
 
 BLOCK = 128
@@ -129,7 +129,7 @@ def _gemm(
         flatten=TMA and not SPECIALIZE and not BY_BLOCK,
         warp_specialize=SPECIALIZE,
     ):
-        tile_m, tile_n = place(tile, tiles_m, tiles_n, GROUP)
+        tile_m, tile_n = grouped_tile(tile, tiles_m, tiles_n, GROUP)
         m, n = tile_m * BM, tile_n * BN
         if BY_BLOCK:
             total = tl.zeros((BM, BN), tl.float32)
@@ -167,7 +167,7 @@ def gemm(
     residual_MN: Tensor | None = None,
     config: Config | None = None,
 ) -> Tensor:
-    """[M, N] in `dtype` of 8-bit x and weight, both int8 or both float8_e4m3fn.
+    """Multiply 8-bit x and weight, both int8 or both float8_e4m3fn, to [M, N] in `dtype`.
 
     Scales are float32: x_scale [M] and w_scale [N], or for int8 blocks [ceil(M / 128), ceil(K / 128)] and
     [ceil(N / 128), ceil(K / 128)]. gate_BN is float32, one row for M / B consecutive rows of x.
@@ -243,7 +243,7 @@ def default_config(
     residual: bool,
     gates: int,
 ) -> Config:
-    """Tiles by the GPU's family, then as many in flight as its shared memory holds, at most four.
+    """Choose tiles by the GPU's family, then as many in flight as its shared memory holds, at most four.
 
     On Hopper int8 blocks have two programs with small tiles, which hide each other's epilogues: by benchmarks/ops.py
     --tune on an H200, 32760 rows, 1.04 to 1.35 times as fast as one program with the best tile. With a residual, memory

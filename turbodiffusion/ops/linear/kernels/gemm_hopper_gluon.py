@@ -1,4 +1,4 @@
-"""Products of 8-bit rows on Hopper, in Gluon: what `gemm_triton` says, for one scale a row.
+"""Products of 8-bit rows on Hopper, in Gluon: what `gemm.py` says, for one scale a row.
 
 Triton waits for each int8 product of a loop before it issues the next one.
 Here the tensor cores always have another product to go on with: one warp loads tiles ahead, by TMA, and groups of warps
@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from turbodiffusion.ops.kernels import gpu
 from turbodiffusion.ops.kernels.gluon import tiled
-from turbodiffusion.ops.kernels.gpu import aligned, place
+from turbodiffusion.ops.kernels.gpu import aligned, grouped_tile
 from turbodiffusion.ops.kernels.rounding import gelu_tanh
 
 SIDE = 128  # rows of a tile, and the features that a step sums over
@@ -60,7 +60,7 @@ def _load(x, w, y, residual, vectors, sizes, buffers, barriers, SETUP: gl.conste
     tiles_m, tiles_n = gl.cdiv(M, BM), gl.cdiv(N, BN)
     count = 0
     for tile in range(gl.program_id(0), tiles_m * tiles_n, gl.num_programs(0)):
-        m, n = place(tile, tiles_m, tiles_n, SETUP[0])
+        m, n = grouped_tile(tile, tiles_m, tiles_n, SETUP[0])
         for step in range(gl.cdiv(K, BK)):
             stage = count % STAGES
             mbarrier.wait(free.index(stage), count // STAGES & 1 ^ 1)
@@ -93,7 +93,7 @@ def _multiply(x, w, y, residual, vectors, sizes, buffers, barriers, SETUP: gl.co
     tiles_m, tiles_n, steps = gl.cdiv(M, BM), gl.cdiv(N, BN), gl.cdiv(K, x.block_type.shape[1])
     turn = 0
     for tile in range(gl.program_id(0) + ME * gl.num_programs(0), tiles_m * tiles_n, GROUPS * gl.num_programs(0)):
-        m, n = place(tile, tiles_m, tiles_n, ROWS)
+        m, n = grouped_tile(tile, tiles_m, tiles_n, ROWS)
         tma.store_wait(0)  # the output of the tile before has left the buffer
         if residual is not None:
             mbarrier.expect(arrived.index(ME), 2 * residual.block_type.nbytes)

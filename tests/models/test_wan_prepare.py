@@ -1,5 +1,5 @@
-"""The transformer ready for inference: joined products and activations in 8 bits against the plain road, by the
-references here and by the Triton kernels (on a GPU, else interpreted)."""
+"""`WanTransformer.prepare`: fused q, k and v and `QuantizedBlock` against the network as it was built, by
+the references and by the Triton kernels (on a GPU, else interpreted)."""
 
 import dataclasses
 
@@ -59,8 +59,8 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     ("quant_linear", "dim"), [("off", 64), ("int8_row", 64), ("fp8_row", 64), ("int8_block", 64), ("int8_block", 128)]
 )
 @torch.no_grad()
-def test_prepared_as_plain_in_float32(attention_type, quant_linear, dim):
-    """In float32 nothing is rounded between the ops that the two roads cut differently."""
+def test_prepared_is_equal_in_float32(attention_type, quant_linear, dim):
+    """In float32 nothing is rounded between the ops that the two blocks cut differently."""
     model = build(attention_type=attention_type, quant_linear=quant_linear, dim=dim, image_dim=10)
     plain = velocity(model)
     # 1e-5: one product of three widths may sum in another order
@@ -106,14 +106,14 @@ def test_preparing_keeps_the_state_and_takes_no_memory(quant_linear):
     size = q.numel() * q.element_size()
     assert k.data_ptr() - q.data_ptr() == v.data_ptr() - k.data_ptr() == size
     assert q.untyped_storage().nbytes() == 3 * size
-    place = q.data_ptr()
+    address = q.data_ptr()
     model.prepare()
-    assert getattr(attention.q, name).data_ptr() == place
+    assert getattr(attention.q, name).data_ptr() == address
 
 
 @pytest.mark.parametrize("quant_linear", ["off", "int8_row"])
 @torch.no_grad()
-def test_a_network_over_joined_tensors_shares_them(quant_linear):
+def test_a_network_over_fused_tensors_shares_them(quant_linear):
     model = build(quant_linear=quant_linear).prepare()
     over = WanTransformer(dataclasses.replace(model.config, attention_type="sage"), device="meta")
     over.load_state_dict(model.state_dict(), assign=True)
@@ -132,7 +132,7 @@ def test_replaced_tensors_are_noticed():
     velocity(model.prepare())
 
 
-def test_training_does_not_meet_the_inference_road():
+def test_training_takes_the_blocks_that_are_not_fused():
     model = build().requires_grad_(True)
     velocity(model).square().sum().backward()
     assert all(weight.grad.any() for weight in model.parameters())
