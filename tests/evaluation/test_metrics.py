@@ -118,8 +118,13 @@ def test_shares_and_paired_differences() -> None:
 def test_diversity_of_known_points() -> None:
     """Three points of an equilateral triangle of side 2, and three equal ones."""
     triangle = torch.tensor([[0.0, 0.0], [2.0, 0.0], [1.0, 3**0.5]])
-    value, error = diversity(torch.stack([triangle, torch.ones(3, 2)]))
-    assert value == pytest.approx(1.0) and error == pytest.approx(1.0)
+    features = torch.stack([triangle, torch.ones(3, 2)])
+    assert diversity(features) == pytest.approx((1.0, 1.0, 2))
+    features[0, 2] = 100
+    counts = np.array([[True, True, False], [True, True, True]])
+    assert diversity(features, counts) == pytest.approx((1.0, 1.0, 2))  # without the one that is far away
+    value, error, prompts = diversity(features, np.array([[True, False, False], [True, True, True]]))
+    assert np.isnan(value) and np.isnan(error) and prompts == 1
     with pytest.raises(ValueError, match="two prompts"):
         diversity(triangle[None])
 

@@ -119,6 +119,52 @@ def test_minutes_alone_set_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert resumed.resume() and resumed.schedule.steps == trainer.schedule.steps
 
 
+def test_steps_that_take_longer_are_timed_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm-up of slow steps, then a slow one in five: the run fits into its minutes, decay included."""
+    first, second = nn.Linear(1, 1), nn.Linear(1, 1)
+    modules = nn.ModuleDict({"first": first, "second": second})
+
+    def kind(step: int) -> str:
+        return "warmup" if step < 30 else "second" if step % 5 else "first"
+
+    now = [0.0]
+    costs = {"warmup": 1.0, "first": 3.0, "second": 0.5}
+    monkeypatch.setattr("turbodiffusion.training.trainer.time", SimpleNamespace(monotonic=lambda: now[0]))
+    schedule = Schedule(lr=1e-2, minutes=6, decay=0.3, log_every=10)
+    turn = {"warmup": "first", "first": "first", "second": "second"}
+    trainer = Trainer(modules, schedule, tmp_path, turn=lambda step: turn[kind(step)], kind=kind)
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        compiling = 20 if step in (0, 30, 31) else 0
+        now[0] += costs[kind(step)] + compiling
+        return {"loss": modules[turn[kind(step)]](torch.ones(1, 1)).square().sum()}
+
+    assert trainer.fit(loss)
+    assert 358 <= now[0] <= 360
+    again = Trainer(modules, schedule, tmp_path, turn=lambda step: turn[kind(step)], kind=kind)
+    assert again.resume() and again.schedule.steps == trainer.step
+
+
+def test_terms_of_a_loss_have_their_gradients_measured(tmp_path: Path) -> None:
+    net = nn.Linear(2, 1, bias=False)
+    trainer = Trainer(nn.ModuleDict({"net": net}), Schedule(lr=0.0, steps=1, clip=2.0), tmp_path)
+    terms = {"term.a": 3 * net.weight[0, 0], "term.b": -4 * net.weight.sum()}
+    values = trainer._optimize(lambda step: {"loss": torch.stack(list(terms.values())).sum(), **terms})
+    assert values.keys() == {"loss", "grad_norm", "grad_norm.a", "grad_norm.b"}
+    found = [float(values[name]) for name in ("grad_norm", "grad_norm.a", "grad_norm.b")]
+    assert found == pytest.approx([17**0.5, 3, 32**0.5])
+
+
+def test_a_run_goes_on_with_the_settings_it_was_begun_with(tmp_path: Path) -> None:
+    def begin(**settings: float) -> Trainer:
+        return Trainer(nn.ModuleDict({"net": nn.Linear(2, 1)}), Schedule(lr=1.0, steps=1), tmp_path, settings=settings)
+
+    begin(guidance=4.0).save()
+    assert begin(guidance=4.0).resume() and begin(guidance=4.0, newer=1.0).resume()
+    with pytest.raises(CheckpointError, match=r"was begun with guidance 4\.0, and cannot go on with 5\.0"):
+        begin(guidance=5.0).resume()
+
+
 def test_another_models_state_is_refused(tmp_path: Path) -> None:
     trainer, _ = make(tmp_path, 1)
     trainer.save()

@@ -186,7 +186,8 @@ def in_blocks(stored: Stored, part: str) -> Stored:
 
     Large: at least one whole block of 128 x 128; below that, scales and rounding cost more than the bytes are worth. A
     convolution [out, in, ...] is stored as the matrix [out, in * ...]. Of a transformer only the linears of its blocks
-    are taken, without proj_l: the published format.
+    are taken, without proj_l, as in the published format; a block's scale is amax / 127 and not its amax / 128, so
+    that what was read from a file is written as it was.
     """
     tensors: dict[str, Tensor] = {}
     shapes = dict(stored.shapes)
@@ -197,7 +198,8 @@ def in_blocks(stored: Stored, part: str) -> Stored:
             tensors[name] = tensor
             continue
         base = name.removesuffix(".weight")
-        tensors[f"{base}.int8_weight"], tensors[f"{base}.scale"] = quantize_int8_block(tensor.detach().flatten(1))
+        values, scale = quantize_int8_block(tensor.detach().flatten(1), top=127)
+        tensors[f"{base}.int8_weight"], tensors[f"{base}.scale"] = values, scale
         if tensor.ndim > 2:
             shapes[name] = tuple(tensor.shape)
     return Stored(tensors, shapes)

@@ -31,7 +31,8 @@ Clips = Annotated[int, typer.Option(help="Clips held encoded on each GPU.")]
 Fresh = Annotated[int, typer.Option(help="Clips replaced by new ones every 8 steps.")]
 VAERun = Annotated[Path, typer.Option(help="Folder of the finished VAE run.")]
 
-RESULTS = Path("benchmarks/results/demo.json")
+Format = Annotated[Literal["int8", "bf16"], typer.Option(help="bf16: twice as large, for a model that is trained on.")]
+
 DEFAULT_ATLAS = Path(".cache/demo-world/atlas.npz")
 
 
@@ -101,7 +102,7 @@ def train_flow(
     compile: Compile = True,
 ) -> None:
     """Train transformer and text encoder by flow matching; writes flow.safetensors (EMA), spiece.model and a sheet."""
-    from turbodiffusion.inference.batch import DemoModel
+    from turbodiffusion.inference.loaded_model import LoadedModel
     from turbodiffusion.parallel.groups import rank_and_size
     from turbodiffusion.presets import MODELS
     from turbodiffusion.training import artifacts as runs
@@ -123,7 +124,9 @@ def train_flow(
         runs.write_weights(run / "flow.safetensors", trainer.ema_state())
         transformer, text = runs.read_flow(run, demo.transformer, demo.text, device)
         shown = replace(demo, resolution=f"{side}x{side}") if side else demo
-        draw_sheet(DemoModel(shown, transformer, text, bank.vae, tokenizer), run / f"sheet-{trainer.step}.png")
+        draw_sheet(
+            LoadedModel.of_networks(shown, transformer, bank.vae, text, tokenizer), run / f"sheet-{trainer.step}.png"
+        )
 
 
 @app.command("pack")
@@ -132,11 +135,13 @@ def pack(
     vae_run: VAERun = Path("runs/vae"),
     flow_run: Annotated[Path, typer.Option(help="Folder of the teacher's run.")] = Path("runs/flow"),
     atlas: Atlas = DEFAULT_ATLAS,
+    format: Format = "int8",
 ) -> None:
-    """Make a model folder of a trained VAE and teacher, its large weights in 8 bits (int8 blocks)."""
+    """Make a model folder of a trained VAE and teacher, its large weights in 8 bits (int8 blocks) or all in bf16."""
     from turbodiffusion.training import artifacts as runs
 
-    print(f"{target}: {runs.pack(vae_run, flow_run, atlas, target) / 1e6:.1f} MB")
+    store = "int8_block" if format == "int8" else None
+    print(f"{target}: {runs.pack(vae_run, flow_run, atlas, target, store=store) / 1e6:.1f} MB")
 
 
 @app.command("probe")
@@ -162,9 +167,26 @@ def train_rcm(
     run: Run = Path("runs/rcm"),
     teacher: Teacher = "demo",
     atlas: Atlas = DEFAULT_ATLAS,
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all, of both networks.")] = 5000,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps in all, of both networks; without it they fit into --minutes.")
+    ] = None,
     minutes: Minutes = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Begin from this student, which an earlier run left.")
+    ] = None,
+    start_fake: Annotated[
+        Path | None, typer.Option("--from-fake", help="And from its fake score, fake.safetensors.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="The student's learning rate; over the last 30% it falls to zero.")] = 1e-4,
+    fake_rate: Annotated[float, typer.Option(help="The fake score's, as a share of it.")] = 0.2,
+    student_every: Annotated[int, typer.Option(help="One step in so many trains the student.")] = 5,
+    dmd_weight: Annotated[float, typer.Option(help="Weight of distribution matching; 0 is without.")] = 1.0,
+    one_step_share: Annotated[float, typer.Option(help="Share of the samples made in one step, not in 2 to 4.")] = 0.25,
+    sigma_mean: Annotated[float, typer.Option(help="Mean of log tan(t) of the consistency loss's times.")] = 1.0,
+    sigma_max: Annotated[float, typer.Option(help="tan(t) where the student begins.")] = 80.0,
+    clip: Annotated[
+        float, typer.Option(help="Largest norm of a gradient; theirs are 1e4 to 1e6, so 1 makes all steps equal.")
+    ] = 1.0,
     batch: Batch = 64,
     clips: Clips = 3072,
     fresh: Fresh = 8,
@@ -172,37 +194,66 @@ def train_rcm(
     consistency: Annotated[
         Literal["continuous", "discrete"], typer.Option(help="discrete: without a derivative in time.")
     ] = "continuous",
-    warmup: Annotated[int, typer.Option(help="Steps in which the consistency loss grows, alone.")] = 1000,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps in which the consistency loss grows, alone; 1000, or 0 with --from.")
+    ] = None,
     compile: Annotated[bool, typer.Option(help="torch.compile the networks: a minute or two at first.")] = True,
 ) -> None:
-    """Distil a model to 1 to 4 steps without guidance; writes rcm.safetensors (EMA) and a sheet of four steps."""
+    """Distil a model to 1 to 4 steps without guidance.
+
+    Writes rcm.safetensors (the student's EMA), student.safetensors and fake.safetensors (to go on from elsewhere) and
+    sheets of 4, 2 and 1 steps.
+    """
     from turbodiffusion.errors import RequestError
     from turbodiffusion.training import artifacts as runs
     from turbodiffusion.training.recipes import rcm
     from turbodiffusion.training.sample_grid import draw_sheet
-    from turbodiffusion.training.trainer import Schedule
+    from turbodiffusion.training.trainer import Schedule, Trainer
 
-    if steps <= warmup:
+    if (start is None) != (start_fake is None):
+        raise RequestError("--from and --from-fake go together: a distillation goes on with both networks")
+    if warmup is None:
+        warmup = 0 if start else 1000
+    if steps is None and minutes is None:
+        steps = 5000
+    if steps is not None and steps <= warmup:
         raise RequestError(f"--steps {steps} end within --warmup {warmup}, before the scores take part: give more")
     known = runs.read_teacher(teacher, runs.prepare())
+    origin = runs.digest(known.transformer)
+    begin = None
+    if start and start_fake:
+        begin = rcm.Start(runs.read_part(start, "student", origin), runs.read_part(start_fake, "fake", origin))
     bank = runs.bank_of(known, atlas, size=clips, fresh=fresh, seed=700)
     student, fake = (runs.another(known.transformer) for _ in range(2))
     recipe = rcm.RCMRecipe(
         batch=batch,
         guidance=(known.preset.guidance or 1.0) if guidance is None else guidance,
         consistency=consistency,
+        sigma_mean=sigma_mean,
         warmup=warmup,
+        student_every=student_every,
+        one_step_share=one_step_share,
+        fake_rate=fake_rate,
+        sigma_max=sigma_max,
+        dmd_weight=dmd_weight,
         compile=compile,
     )
-    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999))
-    networks = rcm.Networks(student, fake, known.transformer, known.text)
-    trainer = rcm.train_rcm(networks, bank, recipe, schedule, run)
+    schedule = Schedule(lr=lr, steps=steps, minutes=minutes, betas=(0.0, 0.999), clip=clip)
+    networks = rcm.Networks(student, fake, known.transformer, known.prompt_encoder.encoder)
+
+    def write(trainer: Trainer) -> None:
+        about = {"teacher": origin, "sigma_max": str(sigma_max), "step": str(trainer.step)}
+        runs.write_weights(run / "rcm.safetensors", trainer.average("student"), about | {"part": "student"})
+        for name, network in (("student", student), ("fake", fake)):
+            runs.write_weights(run / f"{name}.safetensors", network.state_dict(), about | {"part": name})
+
+    trainer = rcm.train_rcm(networks, bank, recipe, schedule, run, start=begin, teacher=origin, saved=write)
     if trainer.rank == 0:
         student.load_state_dict(trainer.average("student"))
-        about = {"teacher": runs.digest(known.transformer), "sigma_max": str(recipe.sigma_max)}
-        runs.write_weights(run / "rcm.safetensors", student.state_dict(), about)
-        few = replace(known, preset=runs.distilled(known.preset, recipe.sigma_max), transformer=student)
-        draw_sheet(few, run / f"sheet-{trainer.step}.png")
+        preset = runs.distilled(known.preset, sigma_max)
+        for count in (4, 2, 1):
+            few = known.with_network(replace(preset, num_steps=count), student)
+            draw_sheet(few, run / f"sheet-{trainer.step}-in-{count}.png")
 
 
 @app.command("sla")
@@ -229,7 +280,7 @@ def train_sla(
     sparse = runs.another(known.transformer, attention_type="sla", sla_topk=topk)
     schedule = Schedule(lr=lr, steps=steps, minutes=minutes)
     recipe = sla.SLARecipe(batch=batch, compile=compile)
-    trainer = sla.train_sla(known.transformer, sparse, known.text, bank, recipe, schedule, run)
+    trainer = sla.train_sla(known.transformer, sparse, known.prompt_encoder.encoder, bank, recipe, schedule, run)
     if trainer.rank == 0:
         sparse.load_state_dict(trainer.average("transformer"))
         about = {"teacher": runs.digest(known.transformer), "sla_topk": str(topk)}
@@ -246,6 +297,7 @@ def merge(
         Path | None, typer.Option(help="Weights for sparse attention, from `train sla`.", show_default=False)
     ] = None,
     teacher: Teacher = "demo",
+    format: Format = "int8",
 ) -> None:
     """Make a model folder of a distilled student, with sparse attention's fine-tuning added if given."""
     import torch
@@ -260,6 +312,8 @@ def merge(
     for path, field in ((rcm, "sigma_max"), (sla, "sla_topk")):
         if path is not None and field not in about[path]:
             raise CheckpointError(f"{path} is no file of `train {'rcm' if field == 'sigma_max' else 'sla'}`")
+        if path is not None and about[path].get("part") == "fake":
+            raise CheckpointError(f"{path} is a fake score: give rcm.safetensors or student.safetensors of that run")
         if path is not None and about[path]["teacher"] != runs.digest(known.transformer):
             raise CheckpointError(f"{path} was trained from another model than {teacher}: name that one as --teacher")
     student, attention = weights[rcm], {}
@@ -267,7 +321,8 @@ def merge(
         student = merge_finetunes(student, weights[sla], known.transformer.state_dict())
         attention = {"attention_type": "sla", "sla_topk": float(about[sla]["sla_topk"])}
     preset = runs.distilled(known.preset, float(about[rcm]["sigma_max"]), **attention)
-    print(f"{target}: {runs.pack_distilled(target, known, preset, student) / 1e6:.1f} MB")
+    store = "int8_block" if format == "int8" else None
+    print(f"{target}: {runs.pack_distilled(target, known, preset, student, store=store) / 1e6:.1f} MB")
 
 
 def evaluate(
@@ -276,19 +331,27 @@ def evaluate(
         "runs/probe/probe.safetensors"
     ),
     atlas: Atlas = DEFAULT_ATLAS,
-    output: Annotated[Path, typer.Option(help="Result file; its other rows stay.")] = RESULTS,
+    output: Annotated[
+        Path | None, typer.Option(help="Result file; its other rows stay. demo.json or quality.json by default.")
+    ] = None,
     prompts: Annotated[int, typer.Option(help="Held-out prompts, half of them Chinese; 256 for a quick look.")] = 4096,
     batch: Annotated[int, typer.Option(help="Videos made at a time.")] = 64,
     cpu: Annotated[bool, typer.Option(help="Only what a video costs on two CPU cores.")] = False,
+    quality: Annotated[
+        bool, typer.Option(help="The report on distilled variants: quality.json, with targets.")
+    ] = False,
     compile: Annotated[bool, typer.Option(help="torch.compile the transformers, as references.")] = False,
 ) -> None:
     """Judge demo models: adherence to held-out prompts, Frechet distance, diversity, and the judge's own controls.
 
     As in: turbodiffusion evaluate teacher=demo,num_steps=50
+    or: turbodiffusion evaluate --quality teacher=demo,num_steps=50 rcm4=models/rcm rcm1=models/rcm,num_steps=1
     """
     from turbodiffusion.evaluation.evaluate import evaluate_command
 
-    evaluate_command(variants, probe, atlas, output, prompts=prompts, batch=batch, cpu=cpu, compile=compile)
+    evaluate_command(
+        variants, probe, atlas, output, prompts=prompts, batch=batch, cpu=cpu, quality=quality, compile=compile
+    )
 
 
 if __name__ == "__main__":

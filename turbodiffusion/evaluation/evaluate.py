@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from turbodiffusion.demo.factors import Factors, sample_factors
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.scenes import SCENES
 from turbodiffusion.demo.subjects import Subject, named
-from turbodiffusion.errors import MachineError, UserError
+from turbodiffusion.errors import MachineError, RequestError, UserError
 from turbodiffusion.evaluation.judge import Probe, load_probe, look, marks, through_vae, train_probe, truth
 from turbodiffusion.evaluation.metrics import (
     diversity,
@@ -37,14 +37,14 @@ from turbodiffusion.evaluation.metrics import (
     share,
     ssim,
 )
-from turbodiffusion.evaluation.result_file import Row, command_line, cpu_name, write_results
-from turbodiffusion.inference.batch import DemoModel, Variant, load_variant, make_clips, parse_variant
+from turbodiffusion.evaluation.result_file import VARIANTS, Row, command_line, cpu_name, write_results
+from turbodiffusion.evaluation.targets import CEILING, OLD, SHIPPED, SHIPPED_SECONDS, chances, target_of
+from turbodiffusion.inference.batch import Variant, load_variant, make_clips, parse_variant
+from turbodiffusion.inference.loaded_model import LoadedModel
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.training.artifacts import demo_world, prepare, read_vae
 from turbodiffusion.training.trainer import Schedule
 
-CEILING = {"subject": 0.90, "colour": 0.90, "motion": 0.85, "scene": 0.95}  # that the probe must reach on renders
-ADHERENCE = 0.9  # of the probe's own accuracy, that the teacher must reach
 VAE_PSNR = 30.0  # dB
 CPU_SECONDS, CPU_GB, CPU_CORES = 150.0, 4.0, 2
 FULL = 2048  # clips a side from which a Frechet distance counts; below, every row says that it is a quick check
@@ -65,7 +65,7 @@ class Reading:
 
 
 def read_model(
-    model: DemoModel, probe: Probe, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, label: str
+    model: LoadedModel, probe: Probe, prompts: Sequence[str], seeds: Sequence[int], *, batch: int, label: str
 ) -> Reading:
     """The probe's reading of a clip for each prompt and seed; says how far it is."""
     pieces = _batches(len(prompts), batch, label)
@@ -83,10 +83,15 @@ def _batches(count: int, batch: int, label: str) -> Iterator[tuple[int, int]]:
             print(f"{label}: {done}/{count} clips, {(now - began) * (count / done - 1):.0f} s left", flush=True)
 
 
-def render_views(world: World, probe: Probe, clips: Sequence[Factors], *, batch: int = 64, label: str) -> Tensor:
-    """What the probe sees of rendered clips (`probe.look`), on the world's device."""
-    pieces = _batches(len(clips), batch, label)
-    return torch.cat([look(world.render(clips[k:m]), probe.config) for k, m in pieces])
+def render_views(
+    world: World, probe: Probe, clips: Sequence[Factors], *, vae: WanVAE | None = None, batch: int = 64, label: str
+) -> Tensor:
+    """Return what the probe sees of rendered clips (`probe.look`), through the VAE if there is one."""
+    views = []
+    for k, m in _batches(len(clips), batch, label):
+        video = world.render(clips[k:m])
+        views.append(look(video if vae is None else through_vae(vae, video), probe.config))
+    return torch.cat(views)
 
 
 @dataclass(frozen=True)
@@ -145,16 +150,10 @@ def control_rows(probe: Probe, world: World, questions: Questions, views: Tensor
     for factor, marked in marks(answers, right, config).items():
         add(f"none.{factor}", marked, None, "renders of the held-out prompts themselves, read right", "higher")
     order = rng.permutation(len(right))
+    by_chance = chances(answers, right, probe.config)
     for factor, marked in marks(answers, right[order], config).items():
-        k = config.questions.index(factor)
-        chance = 0.0
-        if factor == "subject":
-            sizes = len(config.answers(factor))
-            chance = float(np.bincount(answers[:, k], minlength=sizes) @ np.bincount(right[:, k], minlength=sizes))
-            chance /= len(right) ** 2
-        target = chance + 3 * math.sqrt(chance * (1 - chance) / len(right)) if chance else None
-        told = f"; chance is {chance:.4f}" if chance else ""
-        add(f"shuffled.{factor}", marked, target, f"marked with other prompts' factors{told}")
+        chance, target = by_chance[factor]
+        add(f"shuffled.{factor}", marked, target, f"marked with other prompts' factors; chance is {chance:.4f}")
     motion = config.questions.index("motion")
     still = config.answers("motion").index("still")
     frozen, _ = probe.read_views(views[:, :, views.shape[2] // 2, None].expand_as(views))
@@ -164,9 +163,13 @@ def control_rows(probe: Probe, world: World, questions: Questions, views: Tensor
     add("frozen.motion", as_asked, 0.1, "the same, where the prompt moves: its motion read")
     generator = torch.Generator(views.device).manual_seed(0)
     static = torch.randint(256, views.shape, generator=generator, device=views.device, dtype=torch.uint8)
-    for factor, marked in marks(probe.read_views(static)[0], right, config).items():
+    of_noise, _ = probe.read_views(static)
+    by_chance = chances(of_noise, right, config)
+    for factor, marked in marks(of_noise, right, config).items():
         if factor in CEILING:
-            add(f"noise.{factor}", marked, None, "clips of noise, marked with the prompts' factors")
+            chance, target = by_chance[factor]
+            told = f"clips of noise, marked with the prompts' factors; chance is {chance:.4f}"
+            add(f"noise.{factor}", marked, target, told)
     moved = [(k, _elsewhere(clip, rng)) for k, clip in enumerate(questions.clips) if len(set(clip.row.habitat)) > 1]
     if moved:
         kept = [k for k, _ in moved]
@@ -185,19 +188,31 @@ def _elsewhere(clip: Factors, rng: np.random.Generator) -> Factors:
 
 
 def variant_rows(
-    name: str, reading: Reading, probe: Probe, questions: Questions, reference: Tensor, ceiling: dict[str, float]
+    name: str,
+    reading: Reading,
+    probe: Probe,
+    questions: Questions,
+    reference: Tensor,
+    known: Mapping[str, float],
 ) -> list[Row]:
-    """Adherence of a variant's clips to their prompts, and their Frechet distance from renders of the same prompts."""
+    """Adherence of a variant's clips to their prompts, and their Frechet distance from renders of the same prompts.
+
+    known: values of the rows that are there: probe.*.accuracy and control.none.*, of which the adherence is a share,
+    and the teacher's, which targets of students are shares of.
+    """
     rows = []
     for factor, marked in marks(reading.answers, questions.truth, probe.config).items():
         value, error = share(marked)
-        target = ADHERENCE * ceiling[factor] if name == "teacher" and factor in CEILING else None
-        part = f"{value / ceiling[factor]:.3f} of the probe's own accuracy" if ceiling[factor] else "the probe is blind"
-        what = f"share of held-out prompts (half Chinese) whose clip the probe reads right, {part}"
-        rows.append(
-            Row(f"{name}.{factor}.adherence", value, "share", "higher", target, _said(len(marked), what, error))
-        )
-    rows.append(frechet_row(f"{name}.frechet", reading.features, reference, "renders of the same prompts"))
+        wholes = {"the probe's own accuracy": f"probe.{factor}.accuracy", "renders'": f"control.none.{factor}"}
+        if name != "teacher":
+            wholes["the teacher's"] = f"teacher.{factor}.adherence"
+        parts = [f"{value / known[row]:.3f} of {whole}" for whole, row in wholes.items() if known.get(row)]
+        what = "share of held-out prompts (half Chinese) whose clip the probe reads right, " + ", ".join(parts)
+        label = f"{name}.{factor}.adherence"
+        target = target_of(label, known) if factor in CEILING else None
+        rows.append(Row(label, value, "share", "higher", target, _said(len(marked), what, error)))
+    row = frechet_row(f"{name}.frechet", reading.features, reference, "renders of the same prompts")
+    rows.append(replace(row, target=target_of(row.name, known)))
     return rows
 
 
@@ -208,6 +223,14 @@ def frechet_row(name: str, a_ND: Tensor, b_ND: Tensor, against: str) -> Row:
     method = f"squared Frechet distance on the probe's {a_ND.shape[1]} hidden features (deviation 1 over renders), "
     method += f"{len(a_ND)} clips against {len(b_ND)} {against}; 95% bootstrap interval {low:.3f} to {high:.3f}{few}"
     return Row(name, frechet_distance(a_ND, b_ND), "squared deviations", "lower", None, method)
+
+
+def vae_frechet_row(
+    name: str, vae: WanVAE, world: World, probe: Probe, again: Sequence[Factors], reference: Tensor
+) -> Row:
+    """The distance of renders that went through the VAE: the part of a model's that no training of it can remove."""
+    _, decoded = probe.read_views(render_views(world, probe, again, vae=vae, label="renders through the VAE"))
+    return frechet_row(name, decoded, reference, "renders of the same prompts, other seeds, not through it")
 
 
 def difference_rows(
@@ -223,13 +246,15 @@ def difference_rows(
     return rows
 
 
-def diversity_row(name: str, features: Tensor, seeds: int, what: str) -> Row:
-    """Of features [prompts x seeds, D], the seeds of a prompt beside each other."""
-    value, error = diversity(features.unflatten(0, (-1, seeds)))
-    method = (
-        f"mean distance of two {what} in the probe's hidden layer, {seeds} seeds of {len(features) // seeds} prompts"
-    )
-    return Row(name, value, "deviations", "higher", None, f"{method}; standard error {error:.4f}")
+def diversity_row(name: str, reading: Reading, truth_NQ: NDArray[np.int64], probe: Probe, seeds: int, what: str) -> Row:
+    """Of clips [prompts x seeds], the seeds of a prompt beside each other; a clip of another subject counts nothing."""
+    right = marks(reading.answers, truth_NQ, probe.config)["subject"].reshape(-1, seeds)
+    features = reading.features.unflatten(0, (-1, seeds))
+    value, error, prompts = diversity(features, right)
+    method = f"mean distance of two {what} of one prompt in the probe's hidden layer, both with the prompt's subject, "
+    method += f"{seeds} seeds of {len(right)} prompts, {prompts} of them with such a pair; standard error {error:.4f}; "
+    method += f"{diversity(features)[0]:.4f} with clips of any subject"
+    return Row(name, value, "deviations", "higher", None, method)
 
 
 def vae_rows(vae: WanVAE, world: World, count: int) -> list[Row]:
@@ -275,9 +300,10 @@ def cpu_rows(variant: Variant, prefix: str = "demo") -> list[Row]:
     if done.returncode:
         raise MachineError(f"`turbodiffusion generate` failed on the CPU: {done.stderr.strip().splitlines()[-1:]}")
     gigabytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
+    limit = SHIPPED_SECONDS if prefix == SHIPPED else CPU_SECONDS
     where = f"one video of {variant.model} on {len(cores)} cores of {cpu_name()}, process start to closed mp4"
     return [
-        Row(f"{prefix}.cpu.seconds", seconds, "s", "lower", CPU_SECONDS, where),
+        Row(f"{prefix}.cpu.seconds", seconds, "s", "lower", limit, where),
         Row(f"{prefix}.cpu.peak_gb", gigabytes, "GB", "lower", CPU_GB, f"largest resident memory: {where}"),
     ]
 
@@ -301,8 +327,11 @@ def evaluate(
     """All rows but the CPU's, as they are found: the probe, its controls, the VAE, every variant's clips.
 
     The subjects asked for are those that the first variant's model draws (all of the world's where it names none), and
-    the probe is measured on these too. Raises UserError for variants of other sizes than the probe's.
+    the probe is measured on these too. A variant named old_teacher is compared with the first on its own subjects
+    (`old_rows`). Raises UserError for variants of other sizes than the probe's.
     """
+    old = next((variant for variant in variants if variant.name == OLD), None)
+    variants = [variant for variant in variants if variant is not old]
     models = [load_variant(variant, world.device, compile=compile) for variant in variants]
     for variant, model in zip(variants, models, strict=True):
         _check_size(variant, model, probe)
@@ -312,27 +341,34 @@ def evaluate(
         raise UserError(
             f"{variants[0].model} draws {absent[0]}, which is not in this atlas: bake one with all it draws"
         )
-    rows, ceiling = probe_rows(probe, world, subjects, prompts)
-    yield rows
+    known: dict[str, float] = {}
+
+    def noted(rows: list[Row]) -> list[Row]:
+        known.update((row.name, row.value) for row in rows if row.value is not None)
+        return rows
+
+    yield noted(probe_rows(probe, world, subjects, prompts)[0])
     asked = held_out_questions(probe, prompts, subjects)
     views = render_views(world, probe, asked.clips, label="held-out renders")
-    yield control_rows(probe, world, asked, views)
+    yield noted(control_rows(probe, world, asked, views))
     _, reference = probe.read_views(views)
     del views
     rng = np.random.default_rng(RENDER_SEED + 3)
     again = [replace(clip, seed=int(rng.integers(2**31))) for clip in asked.clips]
     _, other = probe.read_views(render_views(world, probe, again, label="held-out renders, other seeds"))
     yield [frechet_row("render.frechet", other, reference, "renders of the same prompts, other seeds")]
-    yield vae_rows(models[0].vae, world, vae_clips)
+    yield [vae_frechet_row("vae.frechet", models[0].vae, world, probe, again, reference)]
+    yield vae_rows(models[0].vae, world, min(vae_clips, prompts))
     diverse = min(diverse, prompts)
     kinds = [replace(clip, seed=int(rng.integers(2**31))) for clip in asked.clips[:diverse] for _ in range(seeds)]
-    _, features = probe.read_views(render_views(world, probe, kinds, label="renders for diversity"))
-    yield [diversity_row("render.diversity", features, seeds, "renders")]
+    drawn = Reading(*probe.read_views(render_views(world, probe, kinds, label="renders for diversity")))
+    repeated_truth = asked.truth[:diverse].repeat(seeds, axis=0)
+    yield [diversity_row("render.diversity", drawn, repeated_truth, probe, seeds, "renders")]
     base: Reading | None = None
     for variant, model in zip(variants, models, strict=True):
         noises = range(NOISE_SEED, NOISE_SEED + prompts)
         reading = read_model(model, probe, asked.prompts, noises, batch=batch, label=variant.name)
-        yield variant_rows(variant.name, reading, probe, asked, reference, ceiling)
+        yield noted(variant_rows(variant.name, reading, probe, asked, reference, known))
         if base is None:
             base = reading
         else:
@@ -340,10 +376,36 @@ def evaluate(
         repeated = [prompt for prompt in asked.prompts[:diverse] for _ in range(seeds)]
         noises = range(NOISE_SEED + prompts, NOISE_SEED + prompts + len(repeated))
         spread = read_model(model, probe, repeated, noises, batch=batch, label=f"{variant.name}, diversity")
-        yield [diversity_row(f"{variant.name}.diversity", spread.features, seeds, "videos")]
+        row = diversity_row(f"{variant.name}.diversity", spread, repeated_truth, probe, seeds, "videos")
+        yield noted([replace(row, target=target_of(row.name, known))])
+    if old is not None:
+        before = load_variant(old, world.device, compile=compile)
+        _check_size(old, before, probe)
+        yield old_rows(world, probe, before, models[0], prompts, batch=batch)
 
 
-def _check_size(variant: Variant, model: DemoModel, probe: Probe) -> None:
+def old_rows(
+    world: World, probe: Probe, old: LoadedModel, teacher: LoadedModel, count: int, *, batch: int
+) -> list[Row]:
+    """Frechet distances of an older teacher and the new one, each beside its VAE's, on the old one's subjects.
+
+    The new one's, without its VAE's share, is to be half of the old one's.
+    """
+    asked = held_out_questions(probe, count, named(old.preset.subjects) or world.subjects)
+    _, reference = probe.read_views(render_views(world, probe, asked.clips, label="renders of the old subjects"))
+    rng = np.random.default_rng(RENDER_SEED + 5)
+    again = [replace(clip, seed=int(rng.integers(2**31))) for clip in asked.clips]
+    found = []
+    for name, model in ((OLD, old), ("teacher.old_subjects", teacher)):
+        found.append(vae_frechet_row(f"{name}.vae.frechet", model.vae, world, probe, again, reference))
+        noises = range(NOISE_SEED, NOISE_SEED + count)
+        reading = read_model(model, probe, asked.prompts, noises, batch=batch, label=name)
+        found.append(frechet_row(f"{name}.frechet", reading.features, reference, "renders of the same prompts"))
+    old_vae, old_frechet, new_vae, _ = (float(row.value or 0) for row in found)
+    return [*found[:3], replace(found[3], target=new_vae + (old_frechet - old_vae) / 2)]
+
+
+def _check_size(variant: Variant, model: LoadedModel, probe: Probe) -> None:
     preset, config = model.preset, probe.config
     made, seen = (preset.height, preset.width, preset.num_frames), (*config.size, config.clip_frames)
     if made != seen:
@@ -383,20 +445,33 @@ def evaluate_command(
     variants: list[str],
     probe: Path = Path("runs/probe"),
     atlas: Path = Path(".cache/demo-world/atlas.npz"),
-    output: Path = Path("benchmarks/results/demo.json"),
+    output: Path | None = None,
     prompts: int = 4096,
     batch: int = 64,
     cpu: bool = False,
+    quality: bool = False,
     compile: bool = False,
 ) -> None:
     """Judge variants (NAME=MODEL[,FIELD=VALUE...]) and write or renew their rows in a result file.
 
     cpu: measure only what the first variant costs on two CPU cores; its rows are demo.cpu.* for the teacher, else named
-    by the variant. compile: torch.compile the transformers, which costs a minute each and pays from 1,000 prompts on.
+    by the variant. quality: the report on the distilled variants, in benchmarks/results/quality.json unless `output`
+    says another (else demo.json); the first variant is the teacher then, the names are those of results.VARIANTS and
+    old_teacher, and `cpu` measures each of them. compile: torch.compile the transformers, which costs a minute each and
+    pays from 1,000 prompts on. Raises RequestError for a report with other names.
     """
     chosen = [parse_variant(text) for text in variants]
+    output = output or Path("benchmarks/results") / ("quality.json" if quality else "demo.json")
+    unknown = [variant.name for variant in chosen if variant.name not in (*VARIANTS, OLD)]
+    if quality and (unknown or chosen[0].name != "teacher"):
+        raise RequestError(
+            f"--quality compares the teacher, given first, with {', '.join(VARIANTS[1:])} and {OLD}, not "
+            f"{(unknown or [chosen[0].name])[0]}"
+        )
     found: Iterable[list[Row]]
-    if cpu:
+    if cpu and quality:
+        found = (cpu_rows(variant, variant.name)[:1] for variant in chosen if variant.name != OLD)
+    elif cpu:
         found = [cpu_rows(chosen[0], "demo" if chosen[0].name == "teacher" else chosen[0].name)]
     else:
         device = prepare()

@@ -94,15 +94,23 @@ def frechet_interval(
     return max(0.0, float(middle - high)), max(0.0, float(middle - low))
 
 
-def diversity(features_PSD: Tensor) -> tuple[float, float]:
-    """How far S videos of one prompt are apart: the mean Euclidean distance of all pairs, averaged over P prompts.
+def diversity(features_PSD: Tensor, counts_PS: NDArray[np.bool_] | None = None) -> tuple[float, float, int]:
+    """Measure how far S videos of one prompt are apart: mean Euclidean distance of all pairs, averaged over P prompts.
 
-    Returns it with its standard error over prompts. Raises ValueError for fewer than two of either.
+    counts_PS: which videos count; a prompt of which fewer than two do is left out. Returns it with its standard error
+    over prompts and their number; nan where fewer than two prompts are left. Raises ValueError for fewer than two
+    prompts or seeds.
     """
     prompts, seeds, _ = features_PSD.shape
     if prompts < 2 or seeds < 2:
         raise ValueError(f"diversity needs two prompts and two seeds at least, got {prompts} and {seeds}")
     x = features_PSD.double().cpu()
     first, second = torch.triu_indices(seeds, seeds, 1)
-    distance_P = (x[:, first] - x[:, second]).norm(dim=-1).mean(1)
-    return float(distance_P.mean()), float(distance_P.std() / math.sqrt(prompts))
+    distance_PN = (x[:, first] - x[:, second]).norm(dim=-1)
+    counts = torch.ones(prompts, seeds) if counts_PS is None else torch.from_numpy(counts_PS).double()
+    pairs_PN = counts[:, first] * counts[:, second]
+    left = pairs_PN.sum(1) > 0
+    distance_P = (distance_PN * pairs_PN).sum(1)[left] / pairs_PN.sum(1)[left]
+    if len(distance_P) < 2:
+        return math.nan, math.nan, len(distance_P)
+    return float(distance_P.mean()), float(distance_P.std() / math.sqrt(len(distance_P))), len(distance_P)

@@ -82,10 +82,14 @@ REQUIRED: dict[str, dict[str, Row]] = {
             *(_expected(f"teacher.{factor}.adherence") for factor in FACTORS),
             *(_expected(name) for name in ("teacher.frechet", "demo.cpu.seconds", "demo.cpu.peak_gb")),
         ),
-        "quality.json": tuple(
-            _expected(f"{variant}.{measure}")
-            for variant in VARIANTS
-            for measure in (*(f"{factor}.adherence" for factor in FACTORS), "frechet", "diversity", "cpu.seconds")
+        "quality.json": (
+            *(
+                _expected(f"{variant}.{measure}")
+                for variant in VARIANTS
+                for measure in (*(f"{factor}.adherence" for factor in FACTORS), "frechet", "diversity", "cpu.seconds")
+            ),
+            *(_expected(f"control.none.{factor}") for factor in FACTORS),
+            *(_expected(f"{name}.frechet") for name in ("vae", "render", "old_teacher", "teacher.old_subjects")),
         ),
         "h200.json": (
             _expected("original.1_3b.480p.forward_ms", "ms"),

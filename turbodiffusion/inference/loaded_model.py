@@ -32,6 +32,7 @@ from turbodiffusion.media.image import load_image
 from turbodiffusion.memory import plan as memory
 from turbodiffusion.models.cuda_graphs import CudaGraphCache, Tensors
 from turbodiffusion.models.cuda_graphs import Result as Returned
+from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.presets import ModelPreset
@@ -53,6 +54,7 @@ class Placement:
     compute: ComputeConfig
     offload_text: bool = False
     memory_plan: Text | None = None
+    fuse: bool = True  # q, k and v as one product where kernels run; a network whose derivative is taken must not
 
 
 class LoadedModel:
@@ -83,10 +85,31 @@ class LoadedModel:
         self._graphs, self.use_graphs, self._graphs_fit = CudaGraphCache(), False, True
         self._graphs_size = (0, 0, 0)  # frames, height and width
 
+    @classmethod
+    def of_networks(
+        cls, preset: ModelPreset, transformer: WanTransformer, vae: WanVAE, encoder: TextEncoder, tokenizer: Tokenizer
+    ) -> "LoadedModel":
+        """Hold networks of one expert that a training has in memory, as they are."""
+        device, config = transformer.head.head.weight.device, transformer.config
+        compute = ComputeConfig(config.attention_type, config.sla_topk, config.quant_linear)
+        dtype = next(name for name, each in DTYPES.items() if each == transformer.dtype)
+        placement = Placement(device, dtype, config.kernels, compute)
+        return cls(preset, (transformer,), vae, PromptEncoder(encoder, tokenizer, device), placement)
+
+    def with_network(self, preset: ModelPreset, transformer: WanTransformer) -> "LoadedModel":
+        """Return a model of another transformer beside this one's text encoder and VAE."""
+        encoder = self.prompt_encoder
+        return self.of_networks(preset, transformer, self.vae, encoder.encoder, encoder.tokenizer)
+
     @property
     def name(self) -> str:
         """The name, folder or file that was asked for."""
         return self.options.model
+
+    @property
+    def transformer(self) -> WanTransformer:
+        """The expert, or of two the high-noise one."""
+        return self._experts[0]
 
     # ---- loading ----
 
@@ -128,13 +151,13 @@ class LoadedModel:
         )
         # 4. the weights
         with current_device(placement.device):
-            model = cls._read(preset, placement, options, paths, timer)
+            model = cls.read(preset, placement, options, paths, timer)
         model.load_seconds = timer.seconds["load"]
         model._log()
         return model
 
     @classmethod
-    def _read(
+    def read(
         cls,
         preset: ModelPreset,
         placement: Placement,
@@ -142,6 +165,7 @@ class LoadedModel:
         paths: Mapping[str, Path],
         timer: StageTimer,
     ) -> "LoadedModel":
+        """Read the files of each part, whose places `load` decides. Raises CheckpointError."""
         device, dtype = placement.device, DTYPES[placement.dtype]
         with timer.run("load", 2 + preset.experts) as step:
             tokenizer, weights = paths["tokenizer"], paths["text"]
@@ -224,7 +248,7 @@ class LoadedModel:
         names = new.state_dict().keys()
         new.load_state_dict({name: t for name, t in expert.state_dict().items() if name in names}, assign=True)
         new.eval().requires_grad_(False)
-        return new if self.kernels == REFERENCE else new.prepare()
+        return new.prepare() if self.placement.fuse and self.kernels != REFERENCE else new
 
     # ---- the memory plan of one video ----
 

@@ -21,8 +21,11 @@ from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
 from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
 from turbodiffusion.inference import model_source as source
-from turbodiffusion.inference.batch import DemoModel, read_model
+from turbodiffusion.inference.auto import ComputeConfig
+from turbodiffusion.inference.load_options import LoadOptions
+from turbodiffusion.inference.loaded_model import LoadedModel, Placement
 from turbodiffusion.inference.model_source import SAMPLING_FIELDS
+from turbodiffusion.inference.stage_timer import StageTimer
 from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -79,6 +82,19 @@ def read_about(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def read_part(path: Path, part: str, teacher: str) -> dict[str, Tensor]:
+    """Return the weights that `train rcm` left of its "student" or "fake" score, float32 on the CPU.
+
+    Raises CheckpointError for another file, and for one whose teacher has another digest than `teacher`.
+    """
+    weights, about = read_weights(path), read_about(path)
+    if about.get("part") != part:
+        raise CheckpointError(f"{path} holds no {part} of `train rcm`: give the {part}.safetensors that it wrote")
+    if about.get("teacher") != teacher:
+        raise CheckpointError(f"{path} was distilled from another teacher: name that one as --teacher")
+    return weights
+
+
 def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
     """RUN/vae.safetensors and RUN/vae.json."""
     write_weights(run / "vae.safetensors", vae.state_dict())
@@ -113,7 +129,7 @@ def another(network: WanTransformer, **changes: Any) -> WanTransformer:
     return WanTransformer(replace(network.config, **changes), device=network.head.head.weight.device)
 
 
-def bank_of(model: DemoModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
+def bank_of(model: LoadedModel, atlas: Path, *, size: int, fresh: int, seed: int) -> LatentBank:
     """Clips of the demo world at the model's size; `seed` is the first rank's, each has clips of its own.
 
     Raises RequestError for subjects that the model was not trained on.
@@ -126,7 +142,9 @@ def bank_of(model: DemoModel, atlas: Path, *, size: int, fresh: int, seed: int) 
             f"--subjects '{','.join(preset.subjects)}'"
         )
     scenes = World(atlas, model.device, size=(preset.height, preset.width), frames=preset.num_frames)
-    return LatentBank(scenes, model.vae, model.tokenizer, size=size, fresh=fresh, seed=seed + rank_and_size()[0])
+    return LatentBank(
+        scenes, model.vae, model.prompt_encoder.tokenizer, size=size, fresh=fresh, seed=seed + rank_and_size()[0]
+    )
 
 
 def distilled(teacher: ModelPreset, sigma_max: float, **attention: Any) -> ModelPreset:
@@ -150,7 +168,7 @@ def digest(network: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def read_teacher(model: str, device: torch.device) -> DemoModel:
+def read_teacher(model: str, device: torch.device) -> LoadedModel:
     """The demo model or a folder of its kind, in float32, frozen, with dense attention: what training makes faster.
 
     Raises RequestError for a model that is distilled, or of two experts.
@@ -161,8 +179,9 @@ def read_teacher(model: str, device: torch.device) -> DemoModel:
         raise RequestError(f"{model} is no teacher: that is a model that samples its flow, as demo or a packed folder")
     # Dense attention by cuDNN on a GPU, and its derivative by a kernel; nothing in 8 bits, which has no gradient.
     kernels = Kernels(attention="triton" if device.type == "cuda" else "reference")
-    config = replace(preset.transformer, attention_type="original", quant_linear="off", kernels=kernels)
-    return read_model(preset, config, paths, device, torch.float32)
+    compute = ComputeConfig("original", preset.transformer.sla_topk, "off")
+    placement = Placement(device, "float32", kernels, compute, fuse=False)
+    return LoadedModel.read(preset, placement, LoadOptions(model), paths, StageTimer(None, device))
 
 
 def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], config: TextConfig) -> Tokenizer:
@@ -180,30 +199,43 @@ def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], confi
     return Tokenizer(path, config.text_len)
 
 
-def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path) -> int:
-    """Write the model folder of a VAE and a teacher; returns its bytes."""
+def pack(vae_run: Path, flow_run: Path, atlas: Path, target: Path, *, store: str | None = "int8_block") -> int:
+    """Write the model folder of a VAE and a teacher; returns its bytes. store: as `write_model`."""
     demo = MODELS["demo"]
     cpu = torch.device("cpu")
     transformer, text = read_flow(flow_run, demo.transformer, demo.text, cpu)
     preset = replace(demo, subjects=tuple(subject.name for subject in atlas_subjects(atlas)))
     tokenizer = Tokenizer(flow_run / "spiece.model", demo.text.text_len)
-    return write_model(target, DemoModel(preset, transformer, text, read_vae(vae_run, cpu), tokenizer))
+    model = LoadedModel.of_networks(preset, transformer, read_vae(vae_run, cpu), text, tokenizer)
+    return write_model(target, model, store=store)
 
 
-def pack_distilled(target: Path, teacher: DemoModel, preset: ModelPreset, student: Mapping[str, Tensor]) -> int:
-    """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes."""
+def pack_distilled(
+    target: Path,
+    teacher: LoadedModel,
+    preset: ModelPreset,
+    student: Mapping[str, Tensor],
+    *,
+    store: str | None = "int8_block",
+) -> int:
+    """Write the model folder of a student's weights, with its teacher's text encoder and VAE; returns its bytes.
+
+    store: as `write_model`. Raises CheckpointError for weights of another network.
+    """
     transformer = WanTransformer(replace(preset.transformer, kernels=REFERENCE, quant_linear="off"))
     try:
         transformer.load_state_dict(dict(student))
     except RuntimeError as error:
         raise CheckpointError(f"these weights are not of a student of this teacher: {error}") from None
-    return write_model(target, replace(teacher, preset=preset, transformer=transformer))
+    return write_model(target, teacher.with_network(preset, transformer), store=store)
 
 
-def write_model(target: Path, model: DemoModel) -> int:
+def write_model(target: Path, model: LoadedModel, *, store: str | None = "int8_block") -> int:
     """Write a model folder, whose parts are bfloat16 afterwards; returns its bytes.
 
-    Large weights are stored in int8 blocks, the rest in bfloat16; they are computed with in float32 where Wan does so.
+    store: "int8_block" keeps large weights in int8 blocks, the rest in bfloat16; None keeps all in bfloat16, for a
+    model that is trained on: eight bits lose half of a change of 1e-3. They are computed with in float32 where Wan
+    does so.
     """
     preset = model.preset
     sampling = {name: getattr(preset, name) for name in SAMPLING_FIELDS}
@@ -216,8 +248,8 @@ def write_model(target: Path, model: DemoModel) -> int:
         config=config,
         transformer=model.transformer.to(torch.bfloat16),
         vae=model.vae.to(torch.bfloat16),
-        text=model.text.to(torch.bfloat16),
-        tokenizer=model.tokenizer.path,
-        store="int8_block",
+        text=model.prompt_encoder.encoder.to(torch.bfloat16),
+        tokenizer=model.prompt_encoder.tokenizer.path,
+        store=store,
     )
     return sum(path.stat().st_size for path in target.iterdir())

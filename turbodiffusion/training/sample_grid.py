@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from turbodiffusion.inference.batch import DemoModel, make_clips
+from turbodiffusion.inference.batch import make_clips
+from turbodiffusion.inference.loaded_model import LoadedModel
 
 PROMPTS = (
     "an orange cat runs to the right through a sunny garden",
@@ -17,15 +18,21 @@ PROMPTS = (
     "a sailboat drifts to the left on the sea at sunset",
     "一辆红色的汽车在城市里向右行驶",
 )
-SHOWN, SIDE = 7, 128  # frames of a clip, pixels
+VARIED = "a red car in the city"  # with eight seeds: weather, light and place are left open
+SHOWN, SIDE = 8, 128  # frames of a clip, pixels
 
 
-def draw_sheet(model: DemoModel, path: Path) -> None:
-    """Write a PNG with a row of frames for each of PROMPTS, in their order, seeds 1, 2, ..."""
+def draw_sheet(model: LoadedModel, path: Path) -> None:
+    """Write a PNG with a row of frames for each of PROMPTS, in order, seeds 1, 2, ..., and a last one for VARIED.
+
+    The last row has the middle frames of seeds 1 to 8: whether a model still knows more than one video for a prompt.
+    """
     videos = make_clips(model, PROMPTS, range(1, len(PROMPTS) + 1))
     picks = torch.linspace(0, videos.shape[2] - 1, SHOWN).round().long().to(videos.device)
-    pixels = ((videos[:, :, picks] + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
-    sheet = Image.new("RGB", (SHOWN * SIDE, len(PROMPTS) * SIDE))
+    varied = make_clips(model, [VARIED] * SHOWN, range(1, SHOWN + 1))[:, :, videos.shape[2] // 2]
+    shown = torch.cat((videos[:, :, picks].transpose(1, 2), varied[None]))  # [rows, SHOWN, 3, H, W]
+    pixels = ((shown + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+    sheet = Image.new("RGB", (SHOWN * SIDE, len(pixels) * SIDE))
     for row, clip in enumerate(pixels):
         for column, frame in enumerate(clip):
             sheet.paste(Image.fromarray(frame).resize((SIDE, SIDE)), (column * SIDE, row * SIDE))

@@ -22,6 +22,7 @@ from turbodiffusion.parallel.groups import rank_and_size
 from turbodiffusion.training.muon import Muon
 
 Loss = Callable[[int], dict[str, Tensor]]
+"""A step's values by name. "loss" is what is minimised; where there are several "term.NAME" these are, their sum."""
 Sheet = Callable[[nn.Module, int], None]
 Turn = Callable[[int], str]
 
@@ -30,7 +31,9 @@ Turn = Callable[[int], str]
 class Schedule:
     """What a run does: optimizer steps in all, peak learning rate, how long this leg may take (None: to the end).
 
-    Without `steps` the whole run must fit into `minutes`: the first steps are timed and their rate sets the number.
+    Without `steps` the whole run must fit into `minutes`: its steps are timed and their rate sets the number, anew at
+    each log until the decay begins (before it the learning rate does not depend on the number).
+    clip: the norm that a step's gradient is scaled down to where it is longer.
     """
 
     lr: float
@@ -46,6 +49,10 @@ class Schedule:
     log_every: int = 20
     save_minutes: float = 5.0
     sheet_every: int = 2000
+
+    def decaying(self, step: int) -> bool:
+        """Whether the learning rate of the optimizer step after `step` finished ones has begun to fall."""
+        return self.steps is not None and step > (1 - self.decay) * self.steps
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the optimizer step that follows `step` finished ones."""
@@ -82,6 +89,7 @@ class Part:
 
     def __init__(self, modules: nn.Module, schedule: Schedule, rate: float = 1.0) -> None:
         self.rate, self.steps = rate, 0
+        self.summed = 0  # steps of this process whose loss was a sum of terms
         self.names = [n for n, p in modules.named_parameters() if p.requires_grad]
         self.params = [p for p in modules.parameters() if p.requires_grad]
         inner = [p for n, p in zip(self.names, self.params, strict=True) if schedule.muon and _is_inner(n, p)]
@@ -109,9 +117,13 @@ class Trainer:
     """Trains `modules` in place and keeps an EMA of them, or of the first where they take turns.
 
     turn: which of `modules` a step trains, where only one at a time is trained, each with optimizers of its own; a step
-    whose gradient is not finite is left out then. rates: a module's learning rate as a share of the schedule's. `run`
-    is a folder: state.pt (resume), log.jsonl, TensorBoard events.
+    whose gradient is not finite is left out then. kind: of a step, where some take longer than others (`turn` if not
+    given). rates: a module's learning rate as a share of the schedule's. settings: what a resumed run must have been
+    begun with. saved: called after each save, by rank 0. `run` is a folder: state.pt (resume),
+    log.jsonl, TensorBoard events.
     """
+
+    NORMS_EVERY = 10  # steps with several terms, of which the first has the norm of each term's gradient measured
 
     def __init__(
         self,
@@ -120,9 +132,13 @@ class Trainer:
         run: Path,
         *,
         turn: Turn | None = None,
+        kind: Turn | None = None,
         rates: Mapping[str, float] | None = None,
+        settings: Mapping[str, str | float] | None = None,
+        saved: Callable[["Trainer"], None] | None = None,
     ) -> None:
         self.modules, self.schedule, self.run, self.turn = modules, schedule, run, turn
+        self.kind, self.settings, self.saved = kind or turn, dict(settings or {}), saved
         self.rank, self.ranks = rank_and_size()
         whole = {name: nn.ModuleDict({name: module}) for name, module in modules.items()} if turn else {"": modules}
         self.parts = {name: Part(part, schedule, (rates or {}).get(name, 1.0)) for name, part in whole.items()}
@@ -153,6 +169,7 @@ class Trainer:
             state = {
                 "step": self.step,
                 "steps": self.schedule.steps,
+                "settings": self.settings,
                 "modules": self.modules.state_dict(),
                 "ema": self.ema,
                 "part_steps": [part.steps for part in self.parts.values()],
@@ -161,17 +178,29 @@ class Trainer:
             beside = self.run / "state.pt.part"
             torch.save(state, beside)
             beside.rename(self.run / "state.pt")
+            if self.saved is not None:
+                self.saved(self)
 
     def resume(self) -> bool:
-        """Continue the run in the folder if it holds one."""
+        """Continue the run in the folder if it holds one.
+
+        Raises CheckpointError for a run of another model, or one that was begun with other settings.
+        """
         path = self.run / "state.pt"
         if not path.exists():
             return False
         state = torch.load(path, weights_only=True, map_location=self.ema[0].device)
+        begun = state.get("settings", {})
+        for name, value in self.settings.items():
+            if begun.get(name, value) != value:
+                raise CheckpointError(
+                    f"{self.run} was begun with {name} {begun[name]}, and cannot go on with {value}: "
+                    f"give the same or choose another --folder"
+                )
         try:
             self.modules.load_state_dict(state["modules"])
         except RuntimeError as error:
-            raise CheckpointError(f"{path} belongs to another model; choose another --run folder ({error})") from None
+            raise CheckpointError(f"{path} belongs to another model; choose another --folder ({error})") from None
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         torch._foreach_copy_(self.ema, state["ema"])
@@ -198,7 +227,11 @@ class Trainer:
         log, clock = Log(self.run, self.rank), Clock(self)
         values: dict[str, Tensor] = {}  # the newest of each name: modules that take turns have others
         while self.schedule.steps is None or self.step < self.schedule.steps:
+            began = time.monotonic()
+            kind = self.kind(self.step) if self.kind else None
             values |= self._optimize(loss)
+            if kind is not None:  # such a step waits for the GPU itself
+                clock.took(kind, time.monotonic() - began)
             if self.step % self.schedule.log_every == 0 or self.step == self.schedule.steps:
                 log.write(self.step, self.schedule, values, clock)
                 if clock.over():
@@ -215,7 +248,7 @@ class Trainer:
         part = self.parts[name]
         part.set_rate(self.schedule.lr_at(self.step))
         values = loss(self.step)
-        values["loss"].backward()
+        values |= self._backward(values, part)
         self._average_gradients(part.params)
         values["grad_norm"] = nn.utils.clip_grad_norm_(part.params, self.schedule.clip)
         # Asking waits for the GPU, so only distillations do, whose losses may break. All ranks have the same gradient.
@@ -231,6 +264,28 @@ class Trainer:
         self.step += 1
         of = f".{name}" if self.turn else ""
         return {f"{key}{of}": value.detach() for key, value in values.items()}
+
+    def _backward(self, values: dict[str, Tensor], part: Part) -> dict[str, Tensor]:
+        """Add the gradients up; returns, now and then, the norm of each term's own (this rank's), as "grad_norm.NAME".
+
+        The terms have graphs of their own and are gone from `values` afterwards: a compiled graph's buffers serve one
+        backward only.
+        """
+        terms = {name: values.pop(name) for name in list(values) if name.startswith("term.")}
+        if not terms:
+            values["loss"].backward()
+            return {}
+        measured = len(terms) > 1 and part.summed % self.NORMS_EVERY == 0
+        part.summed += len(terms) > 1
+        norms, before = {}, [torch.zeros_like(p) for p in part.params] if measured else []
+        for name, term in terms.items():
+            term.backward()
+            if measured:
+                now = [torch.zeros_like(p) if p.grad is None else p.grad for p in part.params]
+                own = torch._foreach_sub(now, before)
+                norms[f"grad_norm.{name.removeprefix('term.')}"] = torch.stack(torch._foreach_norm(own)).norm()
+                before = [g.clone() for g in now]
+        return norms
 
     def _average_gradients(self, params: Sequence[Tensor]) -> None:
         """One all-reduce over all gradients; a parameter that took no part has a zero gradient."""
@@ -251,29 +306,52 @@ class Clock:
     """Times a leg: its rate, what is left of it, and when its minutes are over."""
 
     TIMED_FROM, TIMED_TO = 20, 60  # steps of a leg whose rate sets `steps`: after compilation, before much is spent
+    KIND_FROM, KIND_TO = 4, 12  # the same of each kind of step, where some take longer than others
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.began = self.saved = self.mark = time.monotonic()
         self.first = self.marked = trainer.step
+        self.fits = trainer.schedule.steps is None  # the number of steps follows from the minutes
+        self.counts: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}  # of each kind's steps after its first KIND_FROM
+
+    def took(self, kind: str, seconds: float) -> None:
+        """Count a step of that kind."""
+        count = self.counts[kind] = self.counts.get(kind, 0) + 1
+        if count > self.KIND_FROM:
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
 
     def over(self) -> bool:
         """Called where the GPU was just waited for. Every rank stops at the same step: rank 0's clock decides."""
         trainer, schedule, now = self.trainer, self.trainer.schedule, time.monotonic()
-        done = trainer.step - self.first
         if schedule.minutes is None:
             return False
-        if done <= self.TIMED_FROM:
+        if trainer.step - self.first <= self.TIMED_FROM:
             self.mark, self.marked = now, trainer.step
-        verdict = [float(now - self.began > 60 * schedule.minutes), 0.0]
-        if schedule.steps is None and done >= self.TIMED_TO:
-            verdict[1] = trainer.step + (60 * schedule.minutes - (now - self.began)) * self.rate()
+        left = 60 * schedule.minutes - (now - self.began)
+        verdict = [float(left < 0), 0.0]
+        if self.fits and not schedule.decaying(trainer.step):
+            verdict[1] = self._last_step(left) or 0
         told = torch.tensor(verdict, dtype=torch.float64, device=trainer.ema[0].device)
         if trainer.ranks > 1:
             dist.broadcast(told, 0)
         if told[1] > 0:
             trainer.schedule = replace(schedule, steps=int(told[1]))
         return bool(told[0])
+
+    def _last_step(self, seconds: float) -> int | None:
+        """The number of the step that so many seconds end with; None before enough was timed."""
+        step = self.trainer.step
+        if self.trainer.kind is None:
+            return int(step + seconds * self.rate()) if step - self.first >= self.TIMED_TO else None
+        while seconds > 0:
+            count = self.counts.get(kind := self.trainer.kind(step), 0)
+            if count < self.KIND_TO:
+                return None
+            seconds -= self.seconds[kind] / (count - self.KIND_FROM)
+            step += seconds >= 0
+        return max(step, self.trainer.step + 1)
 
     def rate(self) -> float:
         """Steps a second since the leg was warm."""
@@ -282,7 +360,7 @@ class Clock:
     def left(self) -> float | None:
         """Seconds to the end of the schedule or of the leg, whichever comes first; None while unknown."""
         schedule, bounds = self.trainer.schedule, []
-        if schedule.steps is not None and self.rate() > 0:
+        if schedule.steps is not None and self.rate() > 0 and not (self.fits and self.trainer.kind):
             bounds.append((schedule.steps - self.trainer.step) / self.rate())
         if schedule.minutes is not None:
             bounds.append(60 * schedule.minutes - (time.monotonic() - self.began))

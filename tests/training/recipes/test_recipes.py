@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import turbodiffusion as td
+from turbodiffusion.checkpoint.formats import open_checkpoint
 from turbodiffusion.config import VAEConfig
 from turbodiffusion.demo.bake import bake_sheet
 from turbodiffusion.demo.factors import is_held_out
@@ -19,7 +20,7 @@ from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import BY_NAME
 from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.evaluation.metrics import psnr
-from turbodiffusion.inference.batch import DemoModel
+from turbodiffusion.inference.loaded_model import LoadedModel
 from turbodiffusion.models.text import TextEncoder, Tokenizer, train_tokenizer
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -212,10 +213,16 @@ def test_a_run_becomes_a_model_folder(scenes, atlas, small, tokenizer, tmp_path,
     trained = nn.ModuleDict({"transformer": transformer, "text": text}).state_dict()
     for name, average in trainer.ema_state().items():
         assert torch.equal(trained[name], average.detach().to(torch.bfloat16).float())
-    draw_sheet(DemoModel(small, transformer, text, bank.vae, tokenizer), tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").size[1] == 128 * len(PROMPTS)
+    draw_sheet(LoadedModel.of_networks(small, transformer, bank.vae, text, tokenizer), tmp_path / "sheet.png")
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 128, 128 * (len(PROMPTS) + 1))
 
+    assert runs.pack(vae_run, flow_run, atlas, tmp_path / "exact", store=None) < 8e6
+    kept, state = open_checkpoint(tmp_path / "exact", "text"), text.state_dict()
+    assert all(torch.equal(kept.read(name).float(), x) for name, x in state.items())
     assert runs.pack(vae_run, flow_run, atlas, tmp_path / "model") < 4e6
+    assert any(map(open_checkpoint(tmp_path / "model", "text").quantized, state)) and not any(
+        map(kept.quantized, state)
+    )
     pipe = td.Pipeline.load(str(tmp_path / "model"))
     result = pipe.generate(td.Request(prompt="a green unicorn walks to the left", seed=5))
     assert result.frames.shape == (5, 64, 64, 3)

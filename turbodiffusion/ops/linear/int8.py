@@ -2,9 +2,10 @@
 
 Two formats. "int8_block", blocks of 128 x 128, is the published one, of TurboDiffusion's `-quant.pth` files (arXiv
 2512.16093): amax = max(|x|, 1e-8) of the block, scale = amax / 128, values rounded half to even and clamped to [-128,
-127], so that a block's largest positive value is stored as 127/128 of itself. "int8_row" has one scale per token of the
-activations and one per output feature of the weight, amax / 127, which can be applied after the tensor core's whole
-sum.
+127], so that a block's largest positive value is stored as 127/128 of itself: quantizing twice changes the block. Files
+of ours have amax / 127 instead, which is as exact and leaves a quantized weight as it is; both are read alike.
+"int8_row" has one scale per token of the activations and one per output feature of the weight, amax / 127, which can be
+applied after the tensor core's whole sum.
 """
 
 import torch
@@ -18,10 +19,11 @@ from turbodiffusion.ops.rounding import SMALLEST_AMAX, to_int8
 BLOCK = 128
 
 
-def quantize_int8_block(x_NK: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_int8_block(x_NK: Tensor, *, top: int = 128) -> tuple[Tensor, Tensor]:
     """Round blocks of 128 x 128 to int8: int8 [N, K] and scale float32 [ceil(N / 128), ceil(K / 128)].
 
-    Blocks at ragged edges are smaller. Raises ValueError for another layout or dtype.
+    Blocks at ragged edges are smaller. top: what a block's largest magnitude is scaled to; 128 is the published format,
+    127 that of our own files. Raises ValueError for another layout or dtype.
     """
     check_layout("quantize_int8_block", x_NK=x_NK)
     check_dtype("quantize_int8_block", FLOATS, x_NK=x_NK)
@@ -30,8 +32,8 @@ def quantize_int8_block(x_NK: Tensor) -> tuple[Tensor, Tensor]:
     padded = pad(x_NK.float(), (0, -columns % BLOCK, 0, -rows % BLOCK))
     blocks = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
     amax = blocks.abs().amax(dim=(1, 3), keepdim=True).clamp_min(SMALLEST_AMAX)
-    values = (blocks * 128 / amax).round().clamp(-128, 127).to(torch.int8)
-    return values.flatten(2, 3).flatten(0, 1)[:rows, :columns].contiguous(), amax[:, 0, :, 0] / 128
+    values = (blocks * top / amax).round().clamp(-128, 127).to(torch.int8)
+    return values.flatten(2, 3).flatten(0, 1)[:rows, :columns].contiguous(), amax[:, 0, :, 0] / top
 
 
 def dequantize_int8_block(q_NK: Tensor, scale: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ teacher, the fake score or the student's derivative is not, counts nothing, and 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.wan import Context, WanTransformer
 from turbodiffusion.parallel.groups import rank_and_size
@@ -49,10 +50,13 @@ class RCMRecipe:
     batch: int = 64
     guidance: float = 5.0
     consistency: str = "continuous"
-    sigma_mean: float = -0.8  # of log tan(t), the times of the continuous loss
+    # Of log tan(t), the times of the continuous loss. The published -0.8 (small models; 0.7 for Wan 1.3B, 1.5 for 14B)
+    # puts 0.4% of them beyond the flow time 0.97, where the demo model decides on directions; 1.0 puts 6% there.
+    sigma_mean: float = 1.0
     sigma_std: float = 1.6
     warmup: int = 1000  # of the tangent, in steps
-    student_every: int = 5
+    student_every: int = 5  # one student step, then student_every - 1 of the fake score
+    one_step_share: float = 0.25  # of the samples that the student makes, in one step; the others take 2, 3 or 4
     fake_rate: float = 0.2  # the fake score's learning rate as a share of the student's
     sigma_max: float = 80.0  # tan(t) where the student begins
     consistency_weight: float = 100.0
@@ -63,16 +67,27 @@ class RCMRecipe:
     def __post_init__(self) -> None:
         if self.consistency not in ("continuous", "discrete"):
             raise ValueError(f'consistency {self.consistency!r}: "continuous" or "discrete"')
+        if self.student_every < 1 or not 0 <= self.one_step_share <= 1:
+            raise ValueError("student_every is 1 or more, one_step_share is from 0 to 1")
 
     def turn(self, step: int) -> str:
         """Which network a step trains."""
         return "student" if step < self.warmup or (step - self.warmup) % self.student_every == 0 else "fake"
 
+    def kind(self, step: int) -> str:
+        """Return the kind of a step by what it costs: "warmup" (consistency alone), "student" or "fake"."""
+        return "warmup" if step < self.warmup else self.turn(step)
+
     def rollout_steps(self, step: int) -> int:
-        """In how many steps the student makes samples: 1, 2, 3, 4 and again, in the turns of each network."""
+        """Return in how many steps the student makes samples, at a step of either network.
+
+        Each network sees 1, 2, 3, 4 and again, or as many of one step as `one_step_share` says, evenly spread.
+        """
         since = step - self.warmup
         students = since // self.student_every
-        return 1 + (students if self.turn(step) == "student" else since - students - 1) % MAX_STEPS
+        count = students if self.turn(step) == "student" else since - students - 1
+        ones, then = (math.ceil(n * self.one_step_share - 1e-9) for n in (count, count + 1))  # before, and with this
+        return 1 if then > ones else 2 + (count - ones) % (MAX_STEPS - 1)
 
 
 class Losses(NamedTuple):
@@ -131,26 +146,56 @@ def _moved_to(value_BCTHW: Tensor, change_BCTHW: Tensor) -> Losses:
     return Losses(_squares(torch.where(_over(broken), 0.0, away)), broken)
 
 
+@torch.no_grad()
+def derivative(field: Field, x_BCTHW: Tensor, t_B: Tensor, dx_BCTHW: Tensor, dt_B: Tensor) -> Tensor:
+    """Return the change of a field at (x, t) along (dx, dt), by forward-mode differentiation."""
+    with forward_ad.dual_level():
+        moving = field(forward_ad.make_dual(x_BCTHW, dx_BCTHW), forward_ad.make_dual(t_B, dt_B))
+        tangent = forward_ad.unpack_dual(moving).tangent
+        assert tangent is not None
+        return tangent
+
+
+@torch.no_grad()
+def against_secants(field: Field, x_BCTHW: Tensor, t_B: Tensor, widths: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Compare dF/dt along a field's own trajectory with its secants between t - width / 2 and t + width / 2.
+
+    Returns the cosine between both and the derivative's length as a share of the secant's, [widths, B] each. The
+    derivative says where the field goes next only if the cosine is near 1: a rough field's is not, and the discrete
+    loss, whose times are a step apart, is to be trusted more there.
+    """
+    F = field(x_BCTHW, t_B)
+    exact = derivative(field, x_BCTHW, t_B, F, torch.ones_like(t_B)).flatten(1)
+    cosines, lengths = [], []
+    for width in widths:
+        before, after = (field(x_BCTHW + h * F, t_B + h) for h in (-width / 2, width / 2))
+        secant = ((after - before) / width).flatten(1)
+        cosines.append(torch.cosine_similarity(exact, secant))
+        lengths.append(exact.norm(dim=1) / secant.norm(dim=1))
+    return torch.stack(cosines), torch.stack(lengths)
+
+
 def consistency_loss(
     student: Field, F_teacher_BCTHW: Tensor, x_BCTHW: Tensor, t_B: Tensor, ratio: float, *, derived: Field | None = None
 ) -> Losses:
-    """sCM's loss at x_t: the student's x0 is to be the same all along the teacher's trajectory.
+    """Return sCM's loss at x_t: the student's x0 is to be the same all along the teacher's trajectory.
 
-    ratio: of the tangent's warm-up, 0 to 1. derived: the student as it is differentiated, if another than `student`
+    ratio: r of the tangent's warm-up, 0 to 1. derived: the student as it is differentiated, if another than `student`
     (a compiled one has no forward mode).
 
-        g = -cos sqrt(1 - r^2 sin^2) (F - F_teacher) - r (cos sin x_t + dF),      dF along cos sin (F_teacher, 1)
+        g = -cos sqrt(1 - r^2 sin^2) (F - F_teacher) - (r cos sin x_t + dF),      dF along cos sin (F_teacher, 1)
         loss = ||F - sg(F + g / (||g|| + 0.1))||^2
+
+    r multiplies x_t alone, as in the published code (NVlabs/rcm) since January 2026; before, and in sCM (algorithm 1),
+    it multiplied the derivative too. At r = 1 both are one.
     """
     cos, sin = t_B.cos(), t_B.sin()
     both = cos * sin
     F = student(x_BCTHW, t_B)
-    with torch.no_grad(), forward_ad.dual_level():
-        moving = forward_ad.make_dual(x_BCTHW, _over(both) * F_teacher_BCTHW)
-        dF = forward_ad.unpack_dual((derived or student)(moving, forward_ad.make_dual(t_B, both))).tangent
-        assert dF is not None
+    with torch.no_grad():
+        dF = derivative(derived or student, x_BCTHW, t_B, _over(both) * F_teacher_BCTHW, both)
         near = _over(cos * (1 - (ratio * sin).square()).sqrt()) * (F.detach() - F_teacher_BCTHW)
-        g = -near - ratio * (_over(both) * x_BCTHW + dF)
+        g = -near - (ratio * _over(both) * x_BCTHW + dF)
         g = g / (_over(_squares(g).sqrt()) + TANGENT_SCALE)
     return _moved_to(F, g)
 
@@ -286,15 +331,15 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
         else:
             consistency = discrete_consistency_loss(student, teacher, at.x0, at.noise(), at.uniform() * 47 / 48)
         values = {"consistency": consistency.loss_B.mean(), "broken": consistency.broken_B.float().mean()}
-        loss = recipe.consistency_weight * values["consistency"]
+        terms = {"term.consistency": recipe.consistency_weight * values["consistency"]}
         if step >= recipe.warmup and recipe.dmd_weight:
-            made = at.made(student, recipe.rollout_steps(step))
+            made = at.made(at.field("student"), recipe.rollout_steps(step))  # a graph apart from consistency's
             with torch.no_grad():
                 fake = at.field("fake")
             dmd = dmd_loss(made, fake, teacher, at.noise(), trig_times(at.uniform()))
             values |= {"dmd": dmd.loss_B.mean(), "broken_dmd": dmd.broken_B.float().mean()}
-            loss = loss + recipe.dmd_weight * values["dmd"]
-        return {"loss": loss, **values}
+            terms["term.dmd"] = recipe.dmd_weight * values["dmd"]
+        return {"loss": torch.stack(list(terms.values())).sum(), **terms, **values}
 
     def fake_loss(at: _Step, step: int) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -314,15 +359,53 @@ def make_loss(networks: Networks, bank: LatentBank, recipe: RCMRecipe) -> Loss:
     return loss
 
 
-def train_rcm(networks: Networks, bank: LatentBank, recipe: RCMRecipe, schedule: Schedule, run: Path) -> Trainer:
-    """One leg; resumes what is in `run`, else student and fake score begin as the teacher."""
+@dataclass(frozen=True)
+class Start:
+    """Weights to begin from, by the networks' own names: what an earlier distillation of the same teacher left."""
+
+    student: Mapping[str, Tensor]
+    fake: Mapping[str, Tensor]
+
+
+def train_rcm(
+    networks: Networks,
+    bank: LatentBank,
+    recipe: RCMRecipe,
+    schedule: Schedule,
+    run: Path,
+    *,
+    start: Start | None = None,
+    teacher: str = "",
+    saved: Callable[[Trainer], None] | None = None,
+) -> Trainer:
+    """Train until the schedule or its minutes end; resumes what is in `run`.
+
+    Else student and fake score begin from `start`, or as the teacher. teacher: its digest; a run resumes with the same
+    teacher, recipe, rate and clip alone. saved: called after each save.
+    Raises CheckpointError for a run of other settings, and for a `start` of other networks.
+    """
+    try:
+        networks.student.load_state_dict(dict(start.student) if start else networks.teacher.state_dict())
+        networks.fake.load_state_dict(dict(start.fake) if start else networks.teacher.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights to begin from are not of this teacher's size: {error}") from None
     for network in (networks.student, networks.fake):
-        network.load_state_dict(networks.teacher.state_dict())
         network.train().requires_grad_(True)
     for module in (networks.teacher, networks.text):
         module.eval().requires_grad_(False)
     modules = nn.ModuleDict({"student": networks.student, "fake": networks.fake})
-    trainer = Trainer(modules, schedule, run, turn=recipe.turn, rates={"fake": recipe.fake_rate})
+    settings = {name: value for name, value in asdict(recipe).items() if name != "compile"}
+    settings |= {"lr": schedule.lr, "clip": schedule.clip, "teacher": teacher}
+    trainer = Trainer(
+        modules,
+        schedule,
+        run,
+        turn=recipe.turn,
+        kind=recipe.kind,
+        rates={"fake": recipe.fake_rate},
+        settings=settings,
+        saved=saved,
+    )
     trainer.resume()
     trainer.fit(make_loss(networks, bank, recipe), prepare=bank.advance)
     return trainer
