@@ -203,6 +203,7 @@ def cold_rows(folder: Path, runs: int, outputs: Path, weights: str) -> list[Row]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     # Bytecode is kept where it can be: without, a process compiles PyTorch's sources, which no usual installation does.
     environment |= {"PYTHONPYCACHEPREFIX": str(outputs.resolve() / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+    environment["LC_ALL"] = "C.UTF-8"  # what the process prints is read, in English
     for number in range(runs + 1):
         command = [sys.executable, "-m", "turbodiffusion", "generate", PROMPT.format(9000 + number)]
         command += ["--model", str(folder), "--seed", str(9000 + number), "--num-steps", "4", "--quant-linear", "on"]

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 # Triton reads this when it is first imported, which diffusers does; without a GPU its kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["LC_ALL"] = "C.UTF-8"  # messages are compared in English, whatever is spoken here
 
 
 @pytest.fixture(scope="session")

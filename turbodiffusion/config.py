@@ -112,9 +112,9 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
-            raise UserError(f"temporal_downsample needs one entry between stages: {len(self.dim_mult) - 1}")
+            raise UserError("model.temporal_downsample", count=len(self.dim_mult) - 1)
         if len(self.latents_mean) != self.z_dim or len(self.latents_std) != self.z_dim:
-            raise UserError(f"latents_mean and latents_std need one number per latent channel: z_dim is {self.z_dim}")
+            raise UserError("model.latents_scale", z_dim=self.z_dim)
 
     @property
     def space_factor(self) -> int:

@@ -126,6 +126,10 @@ def test_info(capsys, tmp_path):
     code, out, err = run(capsys, "info", str(path))
     assert (code, err) == (0, "")
     assert request.prompt in out and "num_steps" in out and "guidance" not in out
+    path.write_bytes(mp4_of(Request("a fox", attention_type="dense")))
+    assert "original (dense attention)" in run(capsys, "info", str(path))[1]
+    assert json.loads(run(capsys, "info", str(path), "--json")[1])["attention_type"] == "original"
+    path.write_bytes(mp4_of(request))
     code, out, _ = run(capsys, "info", str(path), "--json")
     assert Request.from_json(out) == request and json.loads(out)["seed"] == 42
 

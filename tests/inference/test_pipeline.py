@@ -282,7 +282,9 @@ def test_a_foreign_tensor_is_named(make_folder):
 def test_notices_reach_the_result(rcm_folder):
     told = []
     request = Request(PROMPT, seed=1, num_steps=1, negative_prompt="blur", guidance=5.0)
-    result = load(rcm_folder).generate(request, lambda progress: told.append(progress.stage), told.append)
+    result = load(rcm_folder).generate(
+        request, lambda progress: told.append(progress.stage), lambda n: told.append(str(n))
+    )
     assert (*told[:2], told[2]) == (*result.notices, "text_encode")  # before the work
     assert [notice.split()[0] for notice in result.notices] == ["negative_prompt", "guidance"]
     assert result.request.negative_prompt is None

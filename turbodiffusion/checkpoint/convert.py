@@ -62,14 +62,14 @@ def convert(
     """
     source, target, config = Path(source), Path(target), config or {}
     if quantize not in (None, "int8_block"):
-        raise CheckpointError(f"quantize must be None or 'int8_block', the format that files have, not {quantize!r}")
+        raise CheckpointError("checkpoint.quantize", value=quantize)
     if target.suffix == ".safetensors":
         part = part_of(source) if source.is_file() else "transformer"
         values, stored = _read(source, part, config.get(part))
         write_part(target, part, values, stored, store=quantize)
         return target
     if source.is_file():
-        raise CheckpointError(f"{source} is one part of a model: name a target that ends in .safetensors")
+        raise CheckpointError("checkpoint.one_part", path=source)
     parts = {part: _read(source, part, config.get(part)) for part in FILES if part != "transformer_low"}
     if (source / "model.json").is_file():
         ours = read_folder(source)
@@ -112,9 +112,9 @@ def _config_of(checkpoint: Checkpoint) -> Any:
         infer = {"transformer": _infer_transformer, "vae": _infer_vae, "text": _infer_text}[checkpoint.part]
         return infer(checkpoint, _config_beside(checkpoint.path))
     except KeyError as error:
-        raise CheckpointError(f"{checkpoint.path} does not tell its configuration: it lacks {error}") from None
+        raise CheckpointError("checkpoint.no_config_key", path=checkpoint.path, key=str(error)) from None
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not tell its configuration: {error}") from None
+        raise CheckpointError("checkpoint.no_config", path=checkpoint.path, reason=str(error)) from None
 
 
 def _config_beside(path: Path) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
+from turbodiffusion.texts import Text, text
 
 # Where each part lies in a folder: ours, a diffusers folder, a repository of the original Wan; and in a folder that
 # holds that part alone. The first that exists is taken.
@@ -72,10 +73,10 @@ def locate(path: str | Path, part: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise MissingFilesError(f"{path} does not exist: give a weight file or a folder")
+        raise MissingFilesError("checkpoint.absent", path=path)
     found = find(path, part)
     if found is None:
-        raise MissingFilesError(f"{path} holds no {part}: none of {', '.join(PLACES[part])} is there")
+        raise MissingFilesError("checkpoint.part_absent", path=path, part=part, places=PLACES[part])
     return found
 
 
@@ -89,9 +90,9 @@ def open_tensors(path: str | Path) -> TensorFile:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise MissingFilesError(f"{path} cannot be read: {error.strerror}") from None
+        raise MissingFilesError("checkpoint.unreadable", path=path, reason=error.strerror) from None
     if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` there")
+        raise CheckpointError("checkpoint.lfs_pointer", path=path)
     if path.suffix == ".json":
         return _open_index(path)
     if head[8:9] == b"{" or path.suffix == ".safetensors":
@@ -110,7 +111,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         beside.chmod(mode)
         beside.replace(path)
     except (SafetensorError, OSError) as error:
-        raise OutputError(f"{path} cannot be written: {_first_line(error)}") from None
+        raise OutputError("checkpoint.unwritable", path=path, reason=_first_line(error)) from None
     finally:
         beside.unlink(missing_ok=True)
 
@@ -119,7 +120,7 @@ def _open_safetensors(path: Path) -> TensorFile:
     try:
         handle: Any = safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or not a safetensors file: {_first_line(error)}") from None
+        raise CheckpointError("checkpoint.not_safetensors", path=path, reason=_first_line(error)) from None
     shapes = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118 (not a dict)
     return TensorFile(path, shapes, handle.get_tensor, handle.metadata() or {})
 
@@ -131,17 +132,19 @@ def _open_index(path: Path) -> TensorFile:
         for name, shard in weight_map.items():
             by_shard.setdefault(shard, []).append(name)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path} is not the index of a sharded checkpoint: it has no weight_map") from None
+        raise CheckpointError("checkpoint.not_index", path=path) from None
     absent = [shard for shard in by_shard if not (path.parent / shard).is_file()]
     if absent:
         raise MissingFilesError(
-            f"{path.parent} lacks {some(absent)} of the {len(by_shard)} shards that {path.name} names"
+            "checkpoint.shards_absent", folder=path.parent, files=some(absent), count=len(by_shard), index=path.name
         )
     shards = {shard: open_tensors(path.parent / shard) for shard in by_shard}
     for shard, names in by_shard.items():
         wrong = set(names) ^ set(shards[shard].shapes)
         if wrong:
-            raise CheckpointError(f"{path.parent / shard} and {path.name} disagree about {some(sorted(wrong))}")
+            raise CheckpointError(
+                "checkpoint.shard_disagrees", path=path.parent / shard, index=path.name, names=some(sorted(wrong))
+            )
     shapes = {name: shards[shard].shapes[name] for name, shard in weight_map.items()}
     return TensorFile(path, shapes, lambda name: shards[weight_map[name]].read(name))
 
@@ -153,25 +156,23 @@ def _open_pickle(path: Path) -> TensorFile:
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         foreign = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if foreign:
-            what = f"holds {foreign[1]} beside tensors, and reading that could run code: it is refused"
-        else:
-            what = "is truncated, or neither a .pth nor a .safetensors file"
-        raise CheckpointError(f"{path} {what}") from None
+            raise CheckpointError("checkpoint.pickled_code", path=path, name=foreign[1]) from None
+        raise CheckpointError("checkpoint.not_weights", path=path) from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{path} holds no tensors by name")
+        raise CheckpointError("checkpoint.no_tensors", path=path)
     foreign_names = [
         str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if foreign_names:
-        raise CheckpointError(f"{path} holds other things than tensors: {some(foreign_names)}")
+        raise CheckpointError("checkpoint.not_tensors", path=path, names=some(foreign_names))
     return TensorFile(path, {name: tuple(t.shape) for name, t in content.items()}, content.__getitem__)
 
 
-def some(names: list[str]) -> str:
-    """Join the first three names, and say how many there are when there are more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def some(names: Sequence[Text | str]) -> Text | Sequence[Text | str]:
+    """Return the first three names, with how many there are when there are more."""
+    return text("checkpoint.some", names=names[:3], more=len(names) - 3) if len(names) > 3 else names
 
 
 def _first_line(error: Exception) -> str:

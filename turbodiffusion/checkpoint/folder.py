@@ -96,11 +96,11 @@ def write_folder(
     folder = Path(folder)
     unknown = set(config) - {"sampling", "about"}
     if unknown:
-        raise CheckpointError(f"config of a model folder has 'sampling' and 'about', not {', '.join(sorted(unknown))}")
+        raise CheckpointError("checkpoint.folder_config", names=sorted(unknown))
     if folder.exists() and not (folder / "model.json").is_file() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} exists and is not a model folder: choose another name")
+        raise CheckpointError("checkpoint.folder_exists", path=folder)
     if "transformer_low" in parts and parts["transformer_low"][0] != parts["transformer"][0]:
-        raise CheckpointError("the two experts of a model must have one configuration")
+        raise CheckpointError("checkpoint.experts_differ")
     model = {
         "version": VERSION,
         "two_experts": "transformer_low" in parts,
@@ -118,7 +118,7 @@ def write_folder(
         shutil.copyfile(tokenizer, beside / "spiece.model")
         _replace(folder, beside)
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error}") from None
+        raise OutputError("checkpoint.unwritable", path=folder, reason=str(error)) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -130,12 +130,12 @@ def read_folder(folder: str | Path) -> FolderConfig:
     try:
         model = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise MissingFilesError(f"{folder} is not a model folder: it has no model.json") from None
+        raise MissingFilesError("checkpoint.not_folder", path=folder) from None
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError("checkpoint.damaged", path=path, reason=str(error)) from None
     if not isinstance(model, dict) or model.get("version") != VERSION:
         version = model.get("version") if isinstance(model, dict) else None
-        raise CheckpointError(f"{path} has version {version}; this release reads version {VERSION}")
+        raise CheckpointError("checkpoint.version", path=path, version=version, known=VERSION)
     try:
         return FolderConfig(
             folder,
@@ -147,9 +147,9 @@ def read_folder(folder: str | Path) -> FolderConfig:
             model["about"],
         )
     except KeyError as error:
-        raise CheckpointError(f"{path} is damaged: it lacks {error.args[0]}") from None
+        raise CheckpointError("checkpoint.damaged_key", path=path, key=error.args[0]) from None
     except (TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError("checkpoint.damaged", path=path, reason=str(error)) from None
 
 
 def config_values(config: PartConfig) -> dict[str, Any]:
@@ -171,10 +171,10 @@ def write_part(path: str | Path, part: str, config: PartConfig, stored: Stored, 
     Raises CheckpointError for linears in 8-bit rows: they are made at load for the GPU at hand and have no file format.
     """
     if store not in (None, "int8_block"):
-        raise CheckpointError(f"store must be None or 'int8_block', not {store!r}")
+        raise CheckpointError("checkpoint.store", value=store)
     for name, tensor in stored.tensors.items():
         if name.endswith(".fp8_weight") or (name.endswith(".scale") and tensor.ndim == 1):
-            raise CheckpointError(f"{name} is in a row format, which is not stored: save from quant_linear 'off'")
+            raise CheckpointError("checkpoint.row_format", name=name)
     if store:
         stored = in_blocks(stored, part)
     header = {"version": VERSION, "part": part, "config": config_values(config)}

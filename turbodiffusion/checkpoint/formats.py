@@ -20,6 +20,7 @@ from turbodiffusion.checkpoint.files import TensorFile, locate, open_tensors, so
 from turbodiffusion.checkpoint.prefetch import prefetch
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.ops.linear.int8 import BLOCK, dequantize_int8_block
+from turbodiffusion.texts import Text, text
 
 SHAPES_KEY = "shapes"  # in the header of a file of ours: shapes of 8-bit weights that are not matrices, as JSON
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -163,7 +164,9 @@ class Checkpoint:
     def _read(self, stored: str, *dtypes: torch.dtype) -> Tensor:
         tensor = self._file.read(stored)
         if tensor.dtype not in dtypes:
-            raise CheckpointError(f"{self.path}: {stored} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}")
+            raise CheckpointError(
+                "checkpoint.dtype", path=self.path, name=stored, dtype=tensor.dtype, known=list(map(str, dtypes))
+            )
         return tensor
 
 
@@ -182,19 +185,19 @@ def interpret(file: TensorFile, part: str) -> Checkpoint:
     found = [family for family in FAMILIES if family.landmark in plain]
     family = next((family for family in found if family.part == kind), None)
     if family is None:
-        raise CheckpointError(f"{file.path} is not a Wan {kind} checkpoint: {_what(found, list(plain))}")
+        raise CheckpointError("checkpoint.not_this_part", path=file.path, part=kind, reason=_what(found, list(plain)))
     sources: dict[str, tuple[str, ...]] = {}
     for bare, original in plain.items():
         name = family.rename(bare)
         if name in sources:
             if not _equal(file, sources[name][0], original):
-                raise CheckpointError(f"{file.path} holds {name} twice with different values, once as {original}")
+                raise CheckpointError("checkpoint.twice", path=file.path, name=name, original=original)
             continue
         sources[name] = (original,)
     for name in [name for name in sources if name.endswith(".int8_weight")]:
         base = name.removesuffix(".int8_weight")
         if f"{base}.scale" not in sources:
-            raise CheckpointError(f"{file.path} lacks {base}.scale, without which {name} means nothing")
+            raise CheckpointError("checkpoint.no_scale", path=file.path, scale=f"{base}.scale", name=name)
         sources[f"{base}.weight"] = sources.pop(name) + sources.pop(f"{base}.scale")
     shapes = _shapes(file, sources)
     return Checkpoint(file.path, kind, shapes, file.metadata, file, sources)
@@ -206,19 +209,21 @@ def part_of(path: str | Path) -> str:
     plain = [name.removeprefix("net.") for name in file.shapes]
     found = [family for family in FAMILIES if family.landmark in plain]
     if not found:
-        raise CheckpointError(f"{file.path} is not a Wan checkpoint: {_what(found, plain)}")
+        raise CheckpointError("checkpoint.not_wan", path=file.path, reason=_what(found, plain))
     return found[0].part
 
 
-def _what(found: list[Family], names: list[str]) -> str:
-    return f"it holds a {found[0].part}" if found else f"none of the known families has {some(names)}"
+def _what(found: list[Family], names: list[str]) -> Text:
+    if found:
+        return text("checkpoint.holds_part", part=found[0].part)
+    return text("checkpoint.unknown_family", names=some(names))
 
 
 def _shapes(file: TensorFile, sources: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[int, ...]]:
     try:
         recorded = {name: tuple(shape) for name, shape in json.loads(file.metadata.get(SHAPES_KEY, "{}")).items()}
     except (ValueError, TypeError, AttributeError):
-        raise CheckpointError(f"{file.path} has a damaged header: its '{SHAPES_KEY}' cannot be read") from None
+        raise CheckpointError("checkpoint.header", path=file.path, key=SHAPES_KEY) from None
     shapes = {}
     for name, stored in sources.items():
         shape = file.shapes[stored[0]]
@@ -226,13 +231,22 @@ def _shapes(file: TensorFile, sources: Mapping[str, tuple[str, ...]]) -> dict[st
             blocks = tuple(-(-size // BLOCK) for size in shape)
             if len(shape) != 2 or file.shapes[stored[1]] != blocks:
                 raise CheckpointError(
-                    f"{file.path}: {stored[0]} {list(shape)} needs scales {list(blocks)}, "
-                    f"{stored[1]} is {list(file.shapes[stored[1]])}"
+                    "checkpoint.scales",
+                    path=file.path,
+                    name=stored[0],
+                    shape=str(list(shape)),
+                    needed=str(list(blocks)),
+                    scale=stored[1],
+                    scale_shape=str(list(file.shapes[stored[1]])),
                 )
             full = recorded.get(name, shape)
             if math.prod(full) != math.prod(shape):
                 raise CheckpointError(
-                    f"{file.path}: {stored[0]} {list(shape)} cannot be {list(full)}, as its header says"
+                    "checkpoint.shape",
+                    path=file.path,
+                    name=stored[0],
+                    shape=str(list(shape)),
+                    wanted=str(list(full)),
                 )
             shape = full
         elif name == "patch_embedding.weight":

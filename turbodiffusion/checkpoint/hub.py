@@ -13,6 +13,7 @@ from typing import Any
 
 from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.presets import HubFile
+from turbodiffusion.texts import Text, text
 
 OnProgress = Callable[["HubFile", int, int], None]  # the file, its bytes so far, its bytes in all
 
@@ -37,14 +38,14 @@ def fetch(
             found[file.path] = Path(cached)
     missing = [file for file in files if file.path not in found]
     if missing and constants.HF_HUB_OFFLINE:
-        raise MissingFilesError(_missing(missing, "HF_HUB_OFFLINE is set", endpoint))
+        raise _missing(missing, text("hub.offline"), endpoint)
     for index, file in enumerate(missing):
         try:
             found[file.path] = _download(file, endpoint, on_progress)
         except CheckpointError:
             raise
         except Exception as error:  # errors of the HTTP client come through, and the library has changed its client
-            raise MissingFilesError(_missing(missing[index:], _reason(file, error), endpoint)) from None
+            raise _missing(missing[index:], _reason(file, error), endpoint) from None
     return found
 
 
@@ -62,8 +63,7 @@ def _download(file: HubFile, endpoint: str | None, on_progress: OnProgress | Non
             path.unlink()
             blob.unlink()
             raise CheckpointError(
-                f"{file.path} from {file.repo} came damaged and was removed, run again: "
-                f"its SHA-256 is {actual[:12]}..., the hub's {blob.name[:12]}..."
+                "hub.damaged", path=file.path, repo=file.repo, actual=actual[:12], expected=blob.name[:12]
             )
     return path
 
@@ -84,21 +84,22 @@ def _progress_bar(file: HubFile, on_progress: OnProgress) -> type:
     return Report
 
 
-def _reason(file: HubFile, error: Exception) -> str:
+def _reason(file: HubFile, error: Exception) -> Text | str:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return f"{file.repo} wants its terms accepted: log in with `hf auth login`"
+        return text("hub.gated", repo=file.repo)
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"{file.repo} does not exist there, or is private"
+        return text("hub.no_repo", repo=file.repo)
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return "the hub cannot be reached"
+        return text("hub.unreachable")
     if isinstance(error, errors.EntryNotFoundError):
-        return f"{file.repo} has no file {file.path}"
+        return text("hub.no_file", repo=file.repo, path=file.path)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _missing(files: Sequence[HubFile], reason: str, endpoint: str | None) -> str:
+def _missing(files: Sequence[HubFile], reason: Text | str, endpoint: str | None) -> MissingFilesError:
+    """Return the error that names the missing files and the command that fetches them."""
     from huggingface_hub import constants
 
     by_repo: dict[str, list[str]] = {}
@@ -108,10 +109,18 @@ def _missing(files: Sequence[HubFile], reason: str, endpoint: str | None) -> str
     setting = f"HF_ENDPOINT={endpoint} " if endpoint else ""
     setting += "HF_HUB_OFFLINE=0 " if constants.HF_HUB_OFFLINE else ""
     commands = [f"{setting}hf download {repo} {' '.join(paths)}" for repo, paths in by_repo.items()]
-    listed = ", ".join(f"{file.path} ({file.role}, {_size(file.bytes)}) of {file.repo}" for file in files)
-    total = _size(sum(file.bytes for file in files))
-    number = "1 file is" if len(files) == 1 else f"{len(files)} files are"
-    return f"{number} missing, {total} from {address}: {listed}; {reason}; fetch with: {' && '.join(commands)}"
+    listed = [
+        text("hub.file", path=file.path, role=file.role, size=_size(file.bytes), repo=file.repo) for file in files
+    ]
+    return MissingFilesError(
+        "hub.missing",
+        number=text("hub.one") if len(files) == 1 else text("hub.many", count=len(files)),
+        total=_size(sum(file.bytes for file in files)),
+        address=address,
+        files=listed,
+        reason=reason,
+        commands=" && ".join(commands),
+    )
 
 
 def _size(count: int) -> str:

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.nn.linear import QuantizedLinear
 from turbodiffusion.ops.linear.int8 import dequantize_int8_block
+from turbodiffusion.texts import text
 
 log = logging.getLogger(__name__)
 
@@ -120,23 +122,24 @@ def _check(checkpoint: Checkpoint, slots: Mapping[str, _Slot], allow_missing: Se
     missing = [name for name in absent if name not in allowed]
     unknown = [name for name in checkpoint.shapes if name not in slots]
     misshapen = [
-        f"{name} is {list(shape)} where the model has {list(slots[name].shape)}"
+        text("checkpoint.misshapen", name=name, shape=str(list(shape)), expected=str(list(slots[name].shape)))
         for name, shape in checkpoint.shapes.items()
         if name in slots and slots[name].shape != shape
     ]
     faults = []
     if missing:
-        faults.append(f"missing {len(missing)}: {some(missing)}")
+        faults.append(text("checkpoint.missing", count=len(missing), names=some(missing)))
         if all(".proj_l." in name for name in missing):
-            faults.append("they belong to SLA: this is a dense checkpoint, load it with attention_type 'original'")
+            faults.append(text("checkpoint.dense"))
     if unknown:
-        faults.append(f"unknown {len(unknown)}: {some(unknown)}")
+        faults.append(text("checkpoint.unknown", count=len(unknown), names=some(unknown)))
         if all(".proj_l." in name for name in unknown):
-            faults.append("they belong to SLA: load this checkpoint with attention_type 'sla'")
+            faults.append(text("checkpoint.sla"))
     if misshapen:
-        faults.append(f"of another shape {len(misshapen)}: {some(misshapen)}")
+        faults.append(text("checkpoint.other_shape", count=len(misshapen), names=some(misshapen)))
     if faults:
-        raise CheckpointError(f"{checkpoint.path} does not fit the {checkpoint.part}: {'; '.join(faults)}")
+        all_faults = reduce(lambda before, fault: text("checkpoint.and", before=before, fault=fault), faults)
+        raise CheckpointError("checkpoint.does_not_fit", path=checkpoint.path, part=checkpoint.part, faults=all_faults)
     return allowed
 
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from turbodiffusion.checkpoint.files import some
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.texts import text
 
 
 def merge_finetunes(
@@ -19,22 +21,18 @@ def merge_finetunes(
     What only `tuned` has (SLA's projection) is taken from it. Raises CheckpointError for a tensor that would be left
     out, or whose shapes differ.
     """
-    for name, others in (("the distilled network", distilled), ("the fine-tuned network", tuned)):
+    for network, others in ((text("checkpoint.distilled"), distilled), (text("checkpoint.fine_tuned"), tuned)):
         missing = sorted(pretrained.keys() - others.keys())
         if missing:
-            raise CheckpointError(f"{name} has no {_few(missing)}, which the network that both began from has")
+            raise CheckpointError("checkpoint.merge_missing", network=network, names=some(missing))
     unknown = sorted(distilled.keys() - pretrained.keys())
     if unknown:
-        raise CheckpointError(f"only the distilled network has {_few(unknown)}: it did not begin from the same network")
+        raise CheckpointError("checkpoint.merge_unknown", names=some(unknown))
     merged = dict(tuned)
     for name, base in pretrained.items():
         shapes = {tuple(x.shape) for x in (base, distilled[name], tuned[name])}
         if len(shapes) > 1:
-            raise CheckpointError(f"{name} has shapes {', '.join(map(str, sorted(shapes)))}: these are other networks")
+            raise CheckpointError("checkpoint.merge_shapes", name=name, shapes=list(map(str, sorted(shapes))))
         change = tuned[name].to(torch.float32) - base.to(torch.float32)
         merged[name] = (distilled[name].to(torch.float32) + change).to(distilled[name].dtype)
     return merged
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -86,7 +86,8 @@ def info(context: typer.Context, *, file: Path, json: bool) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in vars(request).items():
         if value is not None:
-            table.add_row(f"[bold]{name}[/]", escape(str(value)))
+            shown = text("cli.dense", value=value) if (name, value) == ("attention_type", "original") else value
+            table.add_row(f"[bold]{name}[/]", escape(str(shown)))
     Console(highlight=False).print(table)
 
 

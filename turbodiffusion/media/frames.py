@@ -55,9 +55,7 @@ def copy_to_host(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDAr
         chunk = pending.popleft()
         seen.append(chunk.wait())
         if not np.isfinite(seen[-1]).all():
-            raise OutputError(
-                "the VAE gave values that are not finite: its weights are damaged or too coarse in this dtype"
-            )
+            raise OutputError("media.not_finite")
         return chunk.planes.numpy()
 
     for chunk_BCFHW in chunks:
@@ -71,10 +69,7 @@ def copy_to_host(chunks: Iterable[Tensor], frames_FHWC: Tensor) -> Iterator[NDAr
     assert first == len(frames_FHWC), f"{first} frames came, {len(frames_FHWC)} were expected"
     # As pixels: what is beyond -1 and 1 on one side alone is flat too.
     if min(max(high for _, high in seen), 1.0) - max(min(low for low, _ in seen), -1.0) < FLAT:
-        raise OutputError(
-            f"every frame is one flat colour, about {frames_FHWC[0, 0, 0].tolist()}: the weights are damaged or do not "
-            "belong together"
-        )
+        raise OutputError("media.flat", colour=str(frames_FHWC[0, 0, 0].tolist()))
 
 
 def to_yuv420(frames_FHWC: Tensor) -> Tensor:

@@ -27,31 +27,31 @@ def load_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no image {path}") from None
+        raise UserError("media.no_image", path=path) from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name one image in it") from None
+        raise UserError("media.image_folder", path=path) from None
     except OSError as error:
-        raise UserError(f"the image {path} cannot be read: {error.strerror}") from error
+        raise UserError("media.image_unreadable", path=path, reason=error.strerror) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(data))
         count = getattr(picture, "n_frames", 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UserError(f"the image {path} has more than {MAX_PIXELS // 1_000_000} megapixels; scale it down") from None
+        raise UserError("media.image_large", path=path, megapixels=MAX_PIXELS // 1_000_000) from None
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not an image that can be read here; save it as one of {_KINDS}") from None
+        raise UserError("media.not_image", path=path, kinds=_KINDS) from None
     except Exception as error:  # decoders raise whatever a broken header makes them stumble over
-        raise UserError(f"the image {path} is broken ({error}); save it again as PNG or JPEG") from error
+        raise UserError("media.image_broken", path=path, reason=str(error)) from error
     if picture.width * picture.height > MAX_PIXELS:
-        raise UserError(f"the image {path} has more than {MAX_PIXELS // 1_000_000} megapixels; scale it down")
+        raise UserError("media.image_large", path=path, megapixels=MAX_PIXELS // 1_000_000)
     # MPO is how phones keep a second view or a preview inside an ordinary JPEG: its first picture is the photo
     if count > 1 and picture.format != "MPO":
-        raise UserError(f"{path} holds {count} pictures (an animation or pages); give a file with one")
+        raise UserError("media.many_pictures", path=path, count=count)
     try:
         return np.array(_to_srgb(ImageOps.exif_transpose(picture)))
     except Exception as error:
-        raise UserError(f"the image {path} is broken or cut short ({error}); save it again as PNG or JPEG") from error
+        raise UserError("media.image_cut", path=path, reason=str(error)) from error
 
 
 def _to_srgb(picture: Image.Image) -> Image.Image:

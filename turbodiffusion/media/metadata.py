@@ -19,13 +19,13 @@ def reading(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
         with av.open(os.fspath(path)) as container:
             if not container.streams.video:
-                raise UserError(f"{path} holds no video")
+                raise UserError("media.no_video", path=path)
             yield container
     except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
+        raise UserError("media.no_file", path=path) from None
     except (OSError, av.FFmpegError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} cannot be read as a video ({reason}): it is broken, cut short, or no video") from error
+        raise UserError("media.not_video", path=path, reason=reason) from error
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -33,13 +33,11 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     with reading(path) as container:
         text = container.metadata.get(METADATA_TAG)
     if text is None:
-        raise UserError(
-            f"{path} holds no turbodiffusion request: another program made it, or re-encoding it dropped the request"
-        )
+        raise UserError("media.no_request", path=path)
     try:
         metadata = json.loads(text)
     except json.JSONDecodeError:
         metadata = None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise UserError(f"the request stored in {path} is damaged: keep the file as turbodiffusion wrote it")
+        raise UserError("media.request_damaged", path=path)
     return metadata

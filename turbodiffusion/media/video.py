@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from turbodiffusion.errors import OutputError, UserError
 from turbodiffusion.media.metadata import METADATA_TAG, reading
+from turbodiffusion.texts import Text, text
 
 Frames = NDArray[np.uint8]  # [F, H, W, 3], sRGB
 
@@ -122,7 +123,7 @@ def read_frames(path: str | os.PathLike[str]) -> Frames:
     with reading(path) as container:
         frames = [_to_rgb(frame) for frame in container.decode(video=0)]
     if not frames:
-        raise UserError(f"{path} holds no frames")
+        raise UserError("media.no_frames", path=path)
     return np.stack(frames)
 
 
@@ -154,9 +155,10 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     folder = Path(folder)
     place = next(place for place in (folder, *folder.parents) if place.exists())
     if not place.is_dir():
-        raise OutputError(f"cannot write into {folder}: {_why(NotADirectoryError(), folder, 0)}")
+        raise OutputError("media.cannot_write_into", path=folder, reason=_why(NotADirectoryError(), folder, 0))
     if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write into {folder}: {_why(PermissionError(errno.EACCES, 'no access'), place, 0)}")
+        reason = _why(PermissionError(errno.EACCES, "no access"), place, 0)
+        raise OutputError("media.cannot_write_into", path=folder, reason=reason)
 
 
 def _write(data: bytes, path: Path, *, overwrite: bool) -> Path:
@@ -176,7 +178,7 @@ def _write(data: bytes, path: Path, *, overwrite: bool) -> Path:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {_why(error, path.parent, len(data))}") from error
+        raise OutputError("media.cannot_write", path=path, reason=_why(error, path.parent, len(data))) from error
     return path
 
 
@@ -201,15 +203,14 @@ def _name_once(beside: Path, path: Path) -> Path:
             target = path.with_stem(f"{path.stem}_{number}")
 
 
-def _why(error: OSError, folder: Path, size: int) -> str:
+def _why(error: OSError, folder: Path, size: int) -> Text | str:
     """Say what went wrong and what would work, in one line."""
     if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{folder} is a file or lies under one; name a folder"
+        return text("media.under_a_file", path=folder)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        needed = max(size / 1e6, 0.1)
-        return f"the disk is full ({error.strerror}); {needed:.1f} MB are needed: free some or name another folder"
+        return text("media.disk_full", reason=error.strerror, megabytes=max(size / 1e6, 0.1))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{folder} is read-only ({error.strerror}); name a folder of your own"
+        return text("media.read_only", path=folder, reason=error.strerror)
     return error.strerror or str(error)
 
 
@@ -282,7 +283,7 @@ def animated(frames: Frames, path: str | os.PathLike[str], *, width: int | None 
     """Write a looping GIF or WebP (by the path's ending), `width` pixels wide, for a page that plays no mp4."""
     kind = Path(path).suffix.lower().lstrip(".")
     if kind not in ("gif", "webp"):
-        raise UserError(f"{path}: an animation is a .gif or a .webp")
+        raise UserError("media.animation", path=path)
     pictures = [Image.fromarray(frame) for frame in frames]
     if width is not None:
         size = (width, max(1, round(width * frames.shape[1] / frames.shape[2])))

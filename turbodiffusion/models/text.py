@@ -57,13 +57,11 @@ class Tokenizer:
             # The bytes, not the path: SentencePiece prints a complaint of its own about a path it cannot open.
             self._pieces = SentencePieceProcessor(model_proto=self.path.read_bytes())
         except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read as a SentencePiece vocabulary (spiece.model): {error}"
-            ) from None
+            raise CheckpointError("model.vocabulary", path=path, reason=str(error)) from None
         special = (self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id())
         if special != (PAD_ID, EOS_ID, UNK_ID):
             raise CheckpointError(
-                f"{path} numbers (pad, eos, unk) as {special}; umT5's spiece.model has {(PAD_ID, EOS_ID, UNK_ID)}"
+                "model.special_pieces", path=path, found=str(special), expected=str((PAD_ID, EOS_ID, UNK_ID))
             )
 
     @property

@@ -73,10 +73,10 @@ def check_triton(op: str, **tensors: Tensor) -> None:
     and compute in float32. Raises MachineError where Triton or a GPU is missing, ValueError for a gradient or float64.
     """
     if find_spec("triton") is None:
-        raise MachineError(f"{op}: impl 'triton' needs the package triton (pip install triton); 'reference' does not")
+        raise MachineError("ops.no_triton", op=op)
     for name, tensor in tensors.items():
         if not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-            raise MachineError(f"{op}: impl 'triton' needs {name} on a GPU, it is on {tensor.device}; use 'reference'")
+            raise MachineError("ops.not_on_gpu", op=op, name=name, device=tensor.device)
         if tensor.dtype == torch.float64:
             raise ValueError(f"{op}: impl 'triton' computes in float32, {name} is float64; use 'reference'")
     check_no_grad(f"{op}: impl 'triton'", **tensors)

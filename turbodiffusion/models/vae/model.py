@@ -115,16 +115,16 @@ class WanVAE(nn.Module):
 
     def _check_video(self, video_BCFHW: Tensor) -> None:
         if video_BCFHW.ndim != 5 or video_BCFHW.shape[1] != 3:
-            raise UserError(f"a video is [batch, 3, frames, height, width], not {list(video_BCFHW.shape)}")
+            raise UserError("model.video_shape", shape=str(list(video_BCFHW.shape)))
         frames, height, width = video_BCFHW.shape[2:]
         step, side = self.config.time_factor, self.config.space_factor
         if frames < 1 or frames % step != 1 % step:
             nearest = max(round((frames - 1) / step), 0) * step + 1
-            raise UserError(f"{frames} frames cannot be encoded: the number is {step}k + 1, the nearest is {nearest}")
+            raise UserError("model.frames", value=frames, step=step, nearest=nearest)
         if height % side or width % side or not height or not width:
             near_width, near_height = (max(round(n / side), 1) * side for n in (width, height))
             nearest_size = f"{near_width}x{near_height}"
-            raise UserError(f"{width}x{height} cannot be encoded: sides are multiples of {side}, as in {nearest_size}")
+            raise UserError("model.sides", size=f"{width}x{height}", multiple=side, nearest=nearest_size)
 
 
 def _chunks(x_BCTHW: Tensor, size: int) -> Iterator[Tensor]:
