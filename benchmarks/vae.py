@@ -26,9 +26,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.targets import target
 from turbodiffusion.checkpoint.load import load_vae
 from turbodiffusion.config import VAEConfig
-from turbodiffusion.evaluation.result_file import Row, target, write_results
+from turbodiffusion.evaluation.result_file import Row, write_results
 from turbodiffusion.inference.model_source import files, identify
 from turbodiffusion.models.vae.fused import Choices, FusedCoder, attend, attend_written_out, pair_columns
 from turbodiffusion.models.vae.model import WanVAE
