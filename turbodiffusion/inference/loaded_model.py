@@ -314,22 +314,26 @@ class LoadedModel:
         prompt_embeds: Sequence[Tensor],
         *,
         guidance: float | None = None,
+        guidance_low: float | None = None,
         boundary: float | None = None,
         condition: Tensor | None = None,
     ) -> PredictVelocity:
         """Return the function from (x, t) to the velocity, by the expert for its time, under guidance.
 
-        prompt_embeds: [B, S, E] of the prompts and, for guidance, of the negative prompts. condition: [B, 4 + z_dim, T,
+        prompt_embeds: [B, S, E] of the prompts and, for guidance, of the negative prompts. guidance_low: the low-noise
+        expert's; None: that of `guidance`. At 1 an expert takes a single forward. condition: [B, 4 + z_dim, T,
         H, W] beside x, from an image.
         """
         contexts: dict[int, list[Context]] = {}
+        scales = (guidance, guidance if guidance_low is None else guidance_low)
 
         def predict(x_BCTHW: Tensor, t: float) -> Tensor:
             k = 1 if boundary is not None and t < boundary else 0
             expert = self._experts[k]
             if k not in contexts:
                 contexts.clear()  # the high-noise expert's are not needed again
-                contexts[k] = [self._call(("context", k), expert.encode_context, each) for each in prompt_embeds]
+                given = prompt_embeds[:1] if scales[k] == 1 else prompt_embeds
+                contexts[k] = [self._call(("context", k), expert.encode_context, each) for each in given]
             x_BCTHW = x_BCTHW.float()
             if condition is not None:
                 x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
@@ -340,8 +344,9 @@ class LoadedModel:
             )
             if not v_uncond:
                 return v_cond
-            assert guidance is not None
-            return v_uncond[0] + guidance * (v_cond - v_uncond[0])
+            scale = scales[k]
+            assert scale is not None
+            return v_uncond[0] + scale * (v_cond - v_uncond[0])
 
         return predict
 
