@@ -254,6 +254,9 @@ def test_fp8_weights_are_the_floats_that_they_stand_for(suffix, rows):
     assert checkpoint.read("conv1.weight").dtype == torch.bfloat16
     assert (checkpoint.read("conv1.weight") - weight).abs().max() < 0.07 * weight.abs().max()
     assert torch.equal(checkpoint.read("decoder.head.0.gamma"), torch.ones(8))
+    with checkpoint.prefetch(torch.device("cpu")) as stored:
+        for name in stored.shapes:
+            assert torch.equal(stored.read(name), checkpoint.read(name))
 
 
 def test_fp8_with_scales_of_another_kind_is_named():

@@ -106,6 +106,24 @@ def test_what_is_missing_is_told_with_what_was_seen(tmp_path):
         locate(tmp_path / "empty", "vae")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("wan.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("wan.pth", b"<!doctype html>", "is a web page"),
+        (
+            "model-00002-of-00003.safetensors",
+            b"",
+            "is one of 3 shards, and there is no model-00001-of-00003.safetensors",
+        ),
+    ],
+)
+def test_a_folder_without_any_part_is_told_by_what_its_file_is(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        locate(tmp_path, "transformer")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "x" * 300, "a\0b", "~nouser/x"])
 def test_a_path_that_is_none_is_told(name, tmp_path):
     with pytest.raises(MissingFilesError):

@@ -76,6 +76,8 @@ def test_diffusers_broken_numbers_are_told(index, scheduler, message, tmp_path):
         ("wan-14b-4steps.pth", DENSE, "rcm", "because its name has 4steps"),
         ("wan_lightx2v_distill.pth", DENSE, "rcm", "because its name has lightx2v"),
         ("undistilled-wan.pth", DENSE, "flow", "undistilled"),
+        ("rCM-14b/transformer/diffusion_pytorch_model.safetensors", DENSE, "rcm", "because its name has rCM"),
+        ("turbodiffusion/wan.pth", DENSE, "flow", "nothing says otherwise"),
     ],
 )
 def test_a_guess_is_told_and_can_be_overruled(name, config, sampler, because):

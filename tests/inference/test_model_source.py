@@ -1,6 +1,7 @@
 """What a model's name means: presets, our folders, other projects' folders and files, on this machine or the hub."""
 
 import json
+import random
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
-from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
+from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError, UserError
 from turbodiffusion.inference.model_source import fetch_files, resolve_model
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
@@ -399,3 +400,48 @@ def test_names_that_are_no_path_are_told(name):
 
 def test_a_file_that_stands_for_its_folder(tiny_model):
     assert resolve_model(str(tiny_model / "model.json")).path == tiny_model
+
+
+# ---- damage ----
+
+VALUES = (None, True, 0, -1, 10**9, 10**18, 1e308, "", "16", [], [[1]], [None] * 16, {}, {"a": 1}, "é" * 1000)
+CONTENTS = (b"", b"<html>", b"GGUF", b"[]", b"[" * 60_000, b'{"a": ' + b"9" * 5000 + b"}", bytes(300))
+NAMES = ("a-high.safetensors", "x_LOW_noise.pth", "config.json", "y.model", "z-00001-of-00003.safetensors")
+
+
+def damage(path, rng):
+    """Do to a file what disks, downloads and editors do."""
+    content, kind = path.read_bytes(), rng.randrange(6)
+    if kind == 0:
+        path.unlink()
+    elif kind == 1:
+        path.rename(path.with_name(rng.choice(NAMES)))
+    elif kind == 2:
+        path.write_bytes(content[: rng.randrange(len(content))])
+    elif kind == 3:
+        path.write_bytes(rng.choice(CONTENTS))
+    elif path.suffix == ".json":
+        values = section = json.loads(content)
+        while isinstance(section[key := rng.choice(list(section))], dict) and section[key] and rng.random() < 0.9:
+            section = section[key]
+        section[key] = rng.choice(VALUES)
+        path.write_text(json.dumps(values))
+    else:  # a byte of a header
+        place = 8 + rng.randrange(min(len(content) - 8, 4000))
+        path.write_bytes(content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_damage_is_one_line(seed, tiny_model, others_folder, offline, tmp_path):
+    rng = random.Random(seed)
+    source = tiny_model if seed % 2 else others_folder
+    (others_folder / "model_index.json").write_text(json.dumps({"boundary_ratio": None, "transformer_2": [None]}))
+    folder = shutil.copytree(source, tmp_path / "damaged")
+    damage(rng.choice(sorted(path for path in folder.rglob("*") if path.is_file())), rng)
+    try:
+        fetch_files(resolve_model(str(folder)))
+    except UserError as error:
+        for lang in ("en", "zh"):
+            words = error.text.render(lang)
+            assert "\n" not in words and len(words) < 1500
+        assert error.code != "error.internal"

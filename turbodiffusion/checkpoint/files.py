@@ -38,7 +38,7 @@ WRAPPERS = (
 )
 MAX_WRAPPERS = 4  # that lie in each other
 MAX_SHARDS = 1000
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def open_tensors(path: str | Path) -> TensorFile:
     return _open_file(path)
 
 
-def shard_of(path: Path) -> tuple[str, int] | None:
-    """Return the name of what a file is one of several shards of, and its number from 1; None for a whole file."""
+def shard_of(path: Path) -> str | None:
+    """Return the name of what a file is one of several shards of; None for a whole file."""
     shard = _SHARD.fullmatch(path.name)
-    return (shard["stem"], int(shard["number"])) if shard else None
+    return shard["stem"] if shard else None
 
 
 def _open_file(path: Path) -> TensorFile:

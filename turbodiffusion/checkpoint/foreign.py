@@ -4,10 +4,12 @@ A file that people have is named as what it is, with the nearest thing that work
 read.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from turbodiffusion.config import PATCH
 from turbodiffusion.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,13 +56,13 @@ def refuse_names(path: Path, names: Iterable[str]) -> None:
 def refuse_shapes(path: Path, part: str, shapes: Shapes) -> None:
     """Raise CheckpointError for a network of Wan's family, under our names, that is not computed here."""
     if part == "transformer":
-        inputs = shapes.get("patch_embedding.weight", (0, 0))[1] // 4
-        outputs = shapes.get("head.head.weight", (0, 0))[0] // 4
+        inputs = math.prod(shapes.get("patch_embedding.weight", ())[1:2]) // PATCH**2
+        outputs = math.prod(shapes.get("head.head.weight", ())[:1]) // PATCH**2
         if inputs == outputs == TI2V_CHANNELS:
             raise CheckpointError("foreign.ti2v", path=path)
         if outputs == 16 and inputs not in (0, 16, 36):
             raise CheckpointError("foreign.channels", path=path, channels=inputs)
-    if part == "vae" and shapes.get("conv2.weight", (0,))[0] == TI2V_CHANNELS:
+    if part == "vae" and shapes.get("conv2.weight", ())[:1] == (TI2V_CHANNELS,):
         raise CheckpointError("foreign.ti2v_vae", path=path)
     if part == "text":
         bias = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"

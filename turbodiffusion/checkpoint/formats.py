@@ -338,7 +338,7 @@ def _check_fp8_scales(file: TensorFile, scales: Mapping[str, str], shapes: Mappi
     """Each scale must have a weight, and be one number or one for each of its rows."""
     for name, stored in scales.items():
         count = math.prod(file.shapes[stored])
-        if name not in shapes or count not in (1, shapes[name][0]):
+        if name not in shapes or count not in (1, *shapes[name][:1]):
             raise CheckpointError("foreign.quantized", path=file.path)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from turbodiffusion.checkpoint.experts import find_partner, noise_level
 from turbodiffusion.checkpoint.files import open_tensors, shard_of, some
-from turbodiffusion.checkpoint.formats import VOCABULARY, Checkpoint, interpret, parts_of
+from turbodiffusion.checkpoint.formats import VOCABULARY, Checkpoint, interpret, part_of, parts_of
 from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.texts import Text, text
 
@@ -70,7 +70,10 @@ def find(path: str | Path, part: str) -> Path | None:
 
 
 def locate(path: str | Path, part: str) -> Path:
-    """Return `path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
+    """Return `path` itself where it is a file, else the file of `part` under it.
+
+    Raises MissingFilesError for none, and of a folder without any part CheckpointError for what its first file is.
+    """
     path = Path(path)
     try:
         if path.is_file():
@@ -81,6 +84,9 @@ def locate(path: str | Path, part: str) -> Path:
         raise MissingFilesError("checkpoint.unreadable", path=path, reason=error.strerror) from None
     found = find(path, part)
     if found is None:
+        files = list(_weight_files(path))
+        if files and not any(map(_parts_in, files)):
+            part_of(files[0])  # which tells what it is instead: a LoRA, a Git LFS pointer, one shard of several
         raise absent(path, [part])
     return found
 
@@ -187,9 +193,13 @@ def _weight_files(folder: Path) -> Iterator[Path]:
         files = sorted(path for path in each.iterdir() if path.is_file() and not path.name.startswith("."))
         indices = {path for path in files if path.name.endswith(".json") and ".index." in path.name}
         whole = {index.name.partition(".")[0] for index in indices}
+        seen: set[tuple[str, str]] = set()  # stems of shards
         for path in files:
-            stem, number = shard_of(path) or ("", 1)
-            weights = path.suffix in SUFFIXES and number == 1 and stem.partition(".")[0] not in whole
+            stem = shard_of(path)
+            weights = path.suffix in SUFFIXES and (stem is None or stem.partition(".")[0] not in whole)
+            if stem is not None and weights:
+                weights = (stem, path.suffix) not in seen
+                seen.add((stem, path.suffix))
             if (path in indices or weights) and count < MAX_FILES:
                 count += 1
                 yield path

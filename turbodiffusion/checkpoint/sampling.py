@@ -32,6 +32,7 @@ _DISTILLED = re.compile(
     r"(?![a-z])",
     re.IGNORECASE,
 )
+_GENERAL = re.compile(r"(diffusion_pytorch_model|model[.\-]|transformer(_2)?$|(high|low)_noise_model$)")
 _FAST_WAN = re.compile(r"fastwan", re.IGNORECASE)
 
 
@@ -48,8 +49,8 @@ def infer_sampling(
 ) -> Sampling:
     """Return how a foreign checkpoint is sampled. sampler: "rcm" or "flow" where the user says it."""
     check_sampler(sampler)
-    names = f"{path.parent.name}/{path.name}"
-    word = _DISTILLED.search(names)
+    name = _telling_name(path)
+    word = _DISTILLED.search(name)
     assumed: list[tuple[str, Text]] = []
     if sampler is None:
         sampler = "rcm" if transformer.round_time_to_bf16 or word else "flow"
@@ -60,10 +61,18 @@ def infer_sampling(
         else:
             steps = wan_sampling(transformer, task, experts, sampler)["num_steps"]
             assumed.append(("sampler", text(code, path=path, steps=steps)))
-    if _FAST_WAN.search(names):
+    if _FAST_WAN.search(name):
         assumed.append(("fastwan", text("sampling.fastwan", path=path)))
     values = wan_sampling(transformer, task, experts, sampler)
     return Sampling(values | _of_diffusers(path, values), tuple(assumed))
+
+
+def _telling_name(path: Path) -> str:
+    """The name that a person gave: the file's, else that of the model's folder."""
+    path = path.absolute()  # not resolved: a hub's cache has links to hashes
+    while _GENERAL.match(path.name) and path.parent != path:
+        path = path.parent
+    return path.name
 
 
 def check_sampler(sampler: str | None) -> None:
