@@ -10,6 +10,7 @@ from pathlib import Path
 
 from turbodiffusion.config import WanConfig
 from turbodiffusion.errors import MissingFilesError
+from turbodiffusion.texts import text
 
 # "high", "HIGH_noise", "HighNoise", "low-noise"; not "highway", "slow", "flow"
 _WORD = re.compile(r"(?<![a-z])(high|low)([ _.\-]*noise)?(?![a-z])", re.IGNORECASE)
@@ -64,14 +65,15 @@ def half_pair(path: Path) -> MissingFilesError:
     level = noise_level(path) or _FOLDERS.get(path.parent.name)
     if level is None:
         return MissingFilesError("experts.no_words", path=path)
-    other = "low" if level == "high" else "high"
     if _WORD.search(path.name):
-        return MissingFilesError("experts.half", path=path, level=level, wanted=_swapped(path.name), other=other)
-    if path.parent.name in _FOLDERS:
-        folder = "transformer" if level == "low" else "transformer_2"
+        wanted = _swapped(path.name)
+    elif path.parent.name in _FOLDERS:
+        wanted = f"{'transformer' if level == 'low' else 'transformer_2'}/{path.name}"
     else:
-        folder = _swapped(path.parent.name)
-    return MissingFilesError("experts.half", path=path, level=level, wanted=f"{folder}/{path.name}", other=other)
+        wanted = f"{_swapped(path.parent.name)}/{path.name}"
+    levels = [text("experts.high"), text("experts.low")]
+    mine, other = levels if level == "high" else levels[::-1]
+    return MissingFilesError("experts.half", path=path, level=mine, wanted=wanted, other=other)
 
 
 def _swapped(name: str) -> str:
