@@ -119,6 +119,8 @@ def test_files_of_others_get_one_line(tmp_path):
         foreign_mp4(tmp_path / "damaged.mp4", '{"request": '): "damaged",
         foreign_mp4(tmp_path / "list.mp4", "[1]"): "damaged",
         foreign_mp4(tmp_path / "number.mp4", '{"request": 1}'): "damaged",
+        foreign_mp4(tmp_path / "nest.mp4", "[" * 60_000): "damaged",
+        foreign_mp4(tmp_path / "digits.mp4", '{"request": ' + "9" * 5000 + "}"): "damaged",
         tmp_path / "text.mp4": "cannot be read as a video",
         tmp_path / "cut.mp4": "cannot be read as a video",
         tmp_path / "empty.mp4": "cannot be read as a video",

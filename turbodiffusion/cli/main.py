@@ -22,7 +22,7 @@ from turbodiffusion import __version__
 from turbodiffusion.cli.bench import bench, warmup
 from turbodiffusion.cli.doctor import doctor
 from turbodiffusion.cli.help import NARROW, Command, Group
-from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, check_device, takes
+from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, PARTS, check_device, takes
 from turbodiffusion.cli.progress import Display, size, summary
 from turbodiffusion.cli.train import app as train
 from turbodiffusion.cli.train import evaluate
@@ -92,15 +92,18 @@ def info(context: typer.Context, *, file: Path, json: bool) -> None:
 
 
 @app.command("convert", cls=Command, help="cli.convert")
-@takes("source", "target", "quantize")
-def convert(context: typer.Context, *, source: Path, target: Path, quantize: str | None) -> None:
+@takes("source", "target", "quantize", "sampler", *PARTS)
+def convert(
+    context: typer.Context, *, source: Path, target: Path, quantize: str | None, sampler: str | None, **parts: Any
+) -> None:
     """Write a checkpoint as safetensors that load by themselves."""
     from turbodiffusion.checkpoint.convert import convert
 
     start = time.perf_counter()
     try:
         with Console(stderr=True).status(escape(str(text("cli.converting", path=source)))):
-            convert(source, target, quantize=quantize)
+            named = {"vae": parts["vae"], "text": parts["text_encoder"], "tokenizer": parts["tokenizer"]}
+            convert(source, target, quantize=quantize, sampler=sampler, parts=named)
     except OSError as error:
         raise OutputError("cli.cannot_write", path=target, reason=error.strerror or error) from error
     count = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
@@ -237,13 +240,15 @@ def _load(requests: Sequence[Request], options: Mapping[str, Any], folder: Path,
 
     first = requests[0]
     model = first.model or "demo"
-    preset = source.resolve_model(model).preset
-    if options["recipe"] is not None and preset.sampler != "rcm":
+    parts = {name: options[name] and str(options[name]) for name in PARTS}
+    preset = source.resolve_model(model, **parts).preset
+    if options["recipe"] is not None and (first.sampler or preset.sampler) != "rcm":
         raise RequestError("cli.recipe", recipe=options["recipe"], model=preset.name, steps=preset.num_steps)
     video.check_folder(folder)
     return Pipeline.load(
         model,
         **{name: options[name] for name in MACHINE},
+        **parts,
         attention_type=first.attention_type,
         sla_topk=first.sla_topk,
         quant_linear=first.quant_linear,

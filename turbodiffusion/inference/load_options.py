@@ -16,7 +16,8 @@ class LoadOptions:
     CPU) or either name. attention_type, sla_topk and quant_linear are those of requests that leave them at "auto".
     kernels: "reference", "triton", or "auto" for the fastest that run here. offload_text: "on" keeps the text encoder
     in CPU memory and passes it through the GPU for a new prompt, "off" keeps it on the GPU, "auto" does where
-    everything fits. max_memory: GiB of the GPU to plan for, where it is shared.
+    everything fits. max_memory: GiB of the GPU to plan for, where it is shared. vae, text_encoder, tokenizer: own files
+    for these parts, else those beside the model's, else Wan's from the hub.
     """
 
     model: str = "demo"
@@ -28,6 +29,9 @@ class LoadOptions:
     kernels: str = "auto"
     offload_text: str = "auto"
     max_memory: float | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
 
     def to_json(self) -> str:
         """Return every field, in one line."""

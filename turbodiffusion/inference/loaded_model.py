@@ -121,7 +121,9 @@ class LoadedModel:
         line: RequestError, then MachineError, then MissingFilesError or CheckpointError.
         """
         # 1. what the name means, and whether the requests can be made with it
-        source = model_source.resolve_model(options.model)
+        source = model_source.resolve_model(
+            options.model, vae=options.vae, text_encoder=options.text_encoder, tokenizer=options.tokenizer
+        )
         preset = source.preset
         defaults = Request(
             "a video",
@@ -147,6 +149,8 @@ class LoadedModel:
             quantized=quantized,
             on_fetch=lambda file, done, total: timer.report("download", done >> 20, total >> 20),
         )
+        if "tokenizer" not in source.parts:
+            model_source.check_vocabulary(preset, paths)
         # 4. the weights
         with current_device(placement.device):
             model = cls.read(preset, placement, options, paths, timer)
@@ -290,6 +294,7 @@ class LoadedModel:
         prompt_embeds: Sequence[Tensor],
         *,
         guidance: float | None = None,
+        guidance_low: float | None = None,
         boundary: float | None = None,
         condition: Tensor | None = None,
     ) -> PredictVelocity:
@@ -298,6 +303,7 @@ class LoadedModel:
             self._experts,
             prompt_embeds,
             guidance=guidance,
+            guidance_low=guidance_low,
             boundary=boundary,
             condition=condition,
             graphs=self._graphs if self.use_graphs else None,

@@ -58,6 +58,7 @@ def guided_velocity(
     prompt_embeds: Sequence[Tensor],
     *,
     guidance: float | None = None,
+    guidance_low: float | None = None,
     boundary: float | None = None,
     condition: Tensor | None = None,
     graphs: CudaGraphCache | None = None,
@@ -65,20 +66,20 @@ def guided_velocity(
     """Return the function from (x, t) to the velocity, by the expert for its time, under classifier-free guidance.
 
     prompt_embeds: [B, S, E] of the prompts and, for guidance, of the negative prompts: v_uncond + guidance (v_cond -
-    v_uncond). boundary: flow time below which the second expert computes. condition: [B, 4 + z_dim, T, H, W] beside x,
+    v_uncond). guidance_low: the low-noise expert's; None: that of `guidance`; at 1 an expert takes a single forward.
+    boundary: flow time below which the second expert computes. condition: [B, 4 + z_dim, T, H, W] beside x,
     from an image. graphs: replay the forwards as CUDA graphs.
     """
     contexts: dict[int, list[Context]] = {}
+    scales = (guidance, guidance if guidance_low is None else guidance_low)
 
     def predict(x_BCTHW: Tensor, t: float) -> Tensor:
         k = 1 if boundary is not None and t < boundary else 0
         expert = experts[k]
         if k not in contexts:
             contexts.clear()  # the high-noise expert's are not needed again
-            encode = expert.encode_context
-            contexts[k] = [
-                graphs(("context", k), encode, e) if graphs is not None else encode(e) for e in prompt_embeds
-            ]
+            encode, given = expert.encode_context, prompt_embeds[:1] if scales[k] == 1 else prompt_embeds
+            contexts[k] = [graphs(("context", k), encode, e) if graphs is not None else encode(e) for e in given]
         x_BCTHW = x_BCTHW.float()
         if condition is not None:
             x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
@@ -91,8 +92,9 @@ def guided_velocity(
         )
         if not v_uncond:
             return v_cond
-        assert guidance is not None
-        return v_uncond[0] + guidance * (v_cond - v_uncond[0])
+        scale = scales[k]
+        assert scale is not None
+        return v_uncond[0] + scale * (v_cond - v_uncond[0])
 
     return predict
 

@@ -36,7 +36,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise UserError("media.no_request", path=path)
     try:
         metadata = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # numbers of thousands of digits, thousands of brackets
         metadata = None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UserError("media.request_damaged", path=path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import turbodiffusion as td
-from turbodiffusion.checkpoint.formats import open_checkpoint
+from turbodiffusion.checkpoint.places import open_checkpoint
 from turbodiffusion.cli import main as cli
 from turbodiffusion.errors import RequestError
 from turbodiffusion.models.wan import WanTransformer
