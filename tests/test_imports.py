@@ -31,7 +31,7 @@ NEVER = [
     ("serving.studio", "inference"),
 ]
 PIPELINE_OPENERS = ("serving.worker",)  # of serving
-DEMO_IMPORTS = {"demo", "errors", "texts", "numpy", "torch", "PIL"}
+DEMO_IMPORTS = {"demo", "errors", "files", "texts", "numpy", "torch", "PIL"}
 OVER_DEMO = ("inference", "training", "evaluation", "cli")  # that know the demo world
 # Not on every machine: a GPU box has no command line, a CPU no triton. Only these modules import them at the top, and
 # only these may lead there; kernels are in folders of that name, imported when one is chosen.

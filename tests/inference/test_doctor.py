@@ -203,7 +203,7 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(gpu, home, caplog
     gpu(*RIGHT)
     with caplog.at_level(logging.WARNING):
         assert doctor.choose("cpu").norm == "triton"
-    assert "cannot be written" in caplog.text
+    assert "cannot write" in caplog.text
 
 
 def test_limits_are_those_of_the_named_gpu():

@@ -28,6 +28,7 @@ from turbodiffusion.checkpoint.formats import Checkpoint, open_checkpoint, part_
 from turbodiffusion.checkpoint.load import check
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.files import check_writable
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import PATCH, WanTransformer
@@ -63,6 +64,7 @@ def convert(
     source, target, config = Path(source), Path(target), config or {}
     if quantize not in (None, "int8_block"):
         raise CheckpointError("checkpoint.quantize", value=quantize)
+    check_writable(target if target.suffix == ".safetensors" else target / "model.json")
     if target.suffix == ".safetensors":
         part = part_of(source) if source.is_file() else "transformer"
         values, stored = _read(source, part, config.get(part))

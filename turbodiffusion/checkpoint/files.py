@@ -5,7 +5,6 @@ here knows what a tensor is for; `formats.py` does.
 """
 
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
+from turbodiffusion.files import write_file
 from turbodiffusion.texts import Text, text
 
 # Where each part lies in a folder: ours, a diffusers folder, a repository of the original Wan; and in a folder that
@@ -102,18 +102,11 @@ def open_tensors(path: str | Path) -> TensorFile:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; it appears under `path` whole or not at all. Raises OutputError when it cannot."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    state = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        beside.touch()
-        mode = beside.stat().st_mode  # as the umask asks; safetensors makes files that only their owner can read
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, beside, dict(metadata))
-        beside.chmod(mode)
-        beside.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise OutputError("checkpoint.unwritable", path=path, reason=_first_line(error)) from None
-    finally:
-        beside.unlink(missing_ok=True)
+        write_file(path, lambda beside: save_file(state, beside, dict(metadata)))
+    except SafetensorError as error:
+        raise OutputError("files.cannot_write", path=path, reason=_first_line(error)) from None
 
 
 def _open_safetensors(path: Path) -> TensorFile:

@@ -22,6 +22,7 @@ from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.checkpoint.formats import SHAPES_KEY
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
+from turbodiffusion.files import check_writable, reason
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -108,6 +109,7 @@ def write_folder(
         "sampling": dict(config.get("sampling", {})),
         "about": dict(config.get("about", {})),
     }
+    check_writable(folder / "model.json")
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -118,7 +120,7 @@ def write_folder(
         shutil.copyfile(tokenizer, beside / "spiece.model")
         _replace(folder, beside)
     except OSError as error:
-        raise OutputError("checkpoint.unwritable", path=folder, reason=str(error)) from None
+        raise OutputError("files.cannot_write", path=folder, reason=reason(error, folder.parent, 0)) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

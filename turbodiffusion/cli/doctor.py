@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from turbodiffusion.files import check_writable
 from turbodiffusion.texts import text
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def doctor(context: typer.Context, *, full: bool, report: Path | None) -> None:
     from turbodiffusion.inference import doctor as room
     from turbodiffusion.inference.device import device_info
 
+    if report is not None:
+        check_writable(report)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = device_info(place)
     console = Console(highlight=False)

@@ -27,6 +27,7 @@ from turbodiffusion.cli.progress import Display, size, summary
 from turbodiffusion.cli.train import app as train
 from turbodiffusion.cli.train import evaluate
 from turbodiffusion.errors import OutputError, RequestError, UserError
+from turbodiffusion.files import check_folder, reason
 from turbodiffusion.presets import MODELS, find_recipe
 from turbodiffusion.request import Request
 from turbodiffusion.texts import Text, set_language, text
@@ -102,7 +103,7 @@ def convert(context: typer.Context, *, source: Path, target: Path, quantize: str
         with Console(stderr=True).status(escape(str(text("cli.converting", path=source)))):
             convert(source, target, quantize=quantize)
     except OSError as error:
-        raise OutputError("cli.cannot_write", path=target, reason=error.strerror or error) from error
+        raise OutputError("files.cannot_write", path=target, reason=reason(error, target.parent, 0)) from error
     count = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
     written = text("cli.written", size=size(count), seconds=time.perf_counter() - start)
     Console(stderr=True, highlight=False).print(f"[green]{text('progress.done')}[/] {written}", soft_wrap=True)
@@ -233,14 +234,13 @@ def _load(requests: Sequence[Request], options: Mapping[str, Any], folder: Path,
     """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
     from turbodiffusion.inference import model_source as source
     from turbodiffusion.inference.pipeline import Pipeline
-    from turbodiffusion.media import video
 
     first = requests[0]
     model = first.model or "demo"
     preset = source.resolve_model(model).preset
     if options["recipe"] is not None and preset.sampler != "rcm":
         raise RequestError("cli.recipe", recipe=options["recipe"], model=preset.name, steps=preset.num_steps)
-    video.check_folder(folder)
+    check_folder(folder)
     return Pipeline.load(
         model,
         **{name: options[name] for name in MACHINE},

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from PIL import Image
 from turbodiffusion.demo.dressing import as_child, dress, sway
 from turbodiffusion.demo.subjects import BY_NAME, RELEASE, SUBJECTS, Subject
 from turbodiffusion.errors import MissingFilesError, UserError
+from turbodiffusion.files import write_file
 
 PACKAGES = {  # name, version -> sha256 of its tarball
     "@lobehub/fluent-emoji-anim-1@1.0.0": "4c03ac178c1eabf2e2a16dd498f3cc2b92dc30ec3466ae38fdc497d4774c99ea",
@@ -159,7 +160,7 @@ def bake(
     """
     pictured = [(s.name, s.kind, s.window, s.crop, s.clothes, *arts(s)) for s in subjects]
     recipe = hashlib.sha256(repr((RECIPE, pictured, FRAMES, CELL, COLUMNS, QUALITY, PACKAGES)).encode()).hexdigest()
-    path, partial = out / "atlas.npz", out / "atlas.partial.npz"
+    path = out / "atlas.npz"
     if path.exists():
         with np.load(path) as old:
             if str(old["recipe"]) == recipe:
@@ -177,9 +178,14 @@ def bake(
         if subject.standing:
             sheet = bake_sheet(subject, art[subject.standing], head)
             sheets[f"standing/{subject.name}"] = np.frombuffer(sheet, np.uint8)
-    np.savez(partial, recipe=np.array(recipe), **sheets)  # type: ignore[arg-type]
-    partial.replace(path)
+    write_file(path, lambda beside: _savez(beside, {"recipe": np.array(recipe), **sheets}))
     return path
+
+
+def _savez(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """np.savez under the very name: given a path, it would add its own ending."""
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def arts(subject: Subject) -> tuple[str, str, str]:

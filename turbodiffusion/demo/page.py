@@ -9,6 +9,7 @@ from turbodiffusion.demo.bake import CELL, FRAMES, PACKAGES
 from turbodiffusion.demo.factors import HELD_OUT_SHARE, MOTIONS, NATURAL
 from turbodiffusion.demo.scenes import SCENES
 from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, RELEASE, SUBJECTS, Subject
+from turbodiffusion.files import write_file
 
 INTRO = """# The demo world
 
@@ -161,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="write the page of what the demo world knows")
     parser.add_argument("path", type=Path, nargs="?", default=Path("docs/demo-world.md"))
     options = parser.parse_args()
-    options.path.write_text(page(), encoding="utf-8")
+    write_file(options.path, page().encode())
     print(options.path)
 
 

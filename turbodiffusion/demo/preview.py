@@ -14,6 +14,7 @@ from turbodiffusion.demo.captions import caption
 from turbodiffusion.demo.factors import Factors, is_wished
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.errors import UserError
+from turbodiffusion.files import write_file
 
 SHOWN = 7  # frames of a clip on the sheet
 
@@ -62,8 +63,8 @@ def main() -> None:
         drawn = world.sample_factors(rng, options.clips)
         clips += [clip for clip in drawn if is_wished(clip) or not options.wishes]
     clips = clips[: options.clips]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(world, clips, [caption(clip, rng, "en") for clip in clips]).save(options.out)
+    sheet = contact_sheet(world, clips, [caption(clip, rng, "en") for clip in clips])
+    write_file(options.out, lambda beside: sheet.save(beside, format="PNG"))
     print(options.out)
 
 

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate, pad
 
+from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.demo.factors import CLASSES, NATURAL, Factors, directions, labels
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.errors import CheckpointError, MissingFilesError, UserError
@@ -427,8 +427,7 @@ def train_probe(
 
 def save_probe(probe: Probe, folder: Path) -> None:
     """Write FOLDER/probe.safetensors, its configuration in the header."""
-    state = {name: t.contiguous().cpu() for name, t in probe.state_dict().items()}
-    save_file(state, folder / FILE, metadata={"probe": json.dumps(asdict(probe.config))})
+    write_tensors(folder / FILE, probe.state_dict(), {"probe": json.dumps(asdict(probe.config))})
 
 
 def load_probe(path: str | Path, device: torch.device | str = "cpu") -> Probe:

@@ -17,7 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from turbodiffusion.errors import OutputError, UserError
+from turbodiffusion.errors import UserError
+from turbodiffusion.files import write_file
 
 PACKAGES = ("turbodiffusion", "torch", "numpy", "transformers", "triton")
 FACTORS = ("subject", "colour", "motion", "scene")
@@ -143,14 +144,7 @@ def write_results(path: str | Path, rows: Sequence[Row], command: str, *, keep: 
         "command": command,
         "rows": list(new.values()),
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.rename(path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error}") from None
+    write_file(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def read_results(path: str | Path) -> list[Row]:

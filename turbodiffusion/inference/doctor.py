@@ -24,7 +24,8 @@ from torch import Tensor
 
 from turbodiffusion import __version__
 from turbodiffusion.config import REFERENCE, Kernels
-from turbodiffusion.errors import MachineError
+from turbodiffusion.errors import MachineError, OutputError
+from turbodiffusion.files import write_file
 from turbodiffusion.inference.device import device_info
 from turbodiffusion.memory.plan import DeviceInfo
 from turbodiffusion.ops.cases import MODELS, RAGGED, Case, cases, errors
@@ -286,13 +287,10 @@ def remember(here: DeviceInfo, checks: Sequence[Check]) -> None:
     entries = entries if isinstance(entries, dict) else {}
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     entries[key(here)] = {"date": date, "checks": [asdict(check) for check in checks]}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as failure:
-        log.warning("%s cannot be written, so the kernels are checked again next time: %s", path, failure)
+        write_file(path, (json.dumps(entries, indent=1) + "\n").encode())
+    except OutputError as failure:
+        log.warning("%s, so the kernels are checked again next time", failure)
 
 
 @cache

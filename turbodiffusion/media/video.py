@@ -1,7 +1,7 @@
 """Videos out and in: H.264 in mp4 with the request inside, file names, safe writing, contact sheets, small animations.
 
-An mp4 is built in memory, so nothing touches the disk before the video is whole; `save` then writes it beside its
-final name and links it there, so a name under the output folder is always a whole video.
+An mp4 is built in memory, so nothing touches the disk before the video is whole, and `write_file` gives it its name in
+one step: a name under the output folder is always a whole video.
 
 H.264 comes from libx264 through PyAV: 4:2:0, 8 bit, BT.709 matrix, primaries and transfer, limited range, all tagged.
 A GPU decodes 81 frames of 832x480 in half a second: `superfast` keeps up with it on a server's cores where `veryfast`
@@ -11,12 +11,10 @@ number; and `cpu-independent`, without which `veryfast` gave one of nine files f
 """
 
 import contextlib
-import errno
 import io
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from fractions import Fraction
@@ -29,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from turbodiffusion.errors import OutputError, UserError
+from turbodiffusion.errors import UserError
+from turbodiffusion.files import write_file
 from turbodiffusion.media.metadata import METADATA_TAG, reading
-from turbodiffusion.texts import Text, text
 
 Frames = NDArray[np.uint8]  # [F, H, W, 3], sRGB
 
@@ -147,71 +145,7 @@ def save(data: bytes, folder: str | os.PathLike[str], name: str) -> Path:
 
     Creates the folder. OutputError (full disk, read-only folder, the folder is a file) leaves nothing behind.
     """
-    return _write(data, Path(folder) / name, overwrite=False)
-
-
-def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise OutputError where `save` surely would, before a video has taken its time: read-only, or no folder."""
-    folder = Path(folder)
-    place = next(place for place in (folder, *folder.parents) if place.exists())
-    if not place.is_dir():
-        raise OutputError("media.cannot_write_into", path=folder, reason=_why(NotADirectoryError(), folder, 0))
-    if not os.access(place, os.W_OK | os.X_OK):
-        reason = _why(PermissionError(errno.EACCES, "no access"), place, 0)
-        raise OutputError("media.cannot_write_into", path=folder, reason=reason)
-
-
-def _write(data: bytes, path: Path, *, overwrite: bool) -> Path:
-    """Write beside `path` under a hidden name, flush to the disk, then give it its name in one step."""
-    beside = path.parent / f".{path.name[:60]}.{secrets.token_hex(4)}.part"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(beside, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            if overwrite:
-                os.replace(beside, path)
-            else:
-                path = _name_once(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError("media.cannot_write", path=path, reason=_why(error, path.parent, len(data))) from error
-    return path
-
-
-def _name_once(beside: Path, path: Path) -> Path:
-    """Name a finished file `path`, or the first free path_2, path_3, ...: a link, unlike a rename, never replaces."""
-    number, target = 1, path
-    while True:
-        try:
-            os.link(beside, target)
-            return target
-        except FileExistsError:
-            number += 1
-            target = path.with_stem(f"{path.stem}_{number}")
-        except OSError as error:
-            # FAT, exFAT and some network disks have no links: look first, then rename
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-                raise
-            if not target.exists():
-                os.rename(beside, target)
-                return target
-            number += 1
-            target = path.with_stem(f"{path.stem}_{number}")
-
-
-def _why(error: OSError, folder: Path, size: int) -> Text | str:
-    """Say what went wrong and what would work, in one line."""
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return text("media.under_a_file", path=folder)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return text("media.disk_full", reason=error.strerror, megabytes=max(size / 1e6, 0.1))
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return text("media.read_only", path=folder, reason=error.strerror)
-    return error.strerror or str(error)
+    return write_file(Path(folder) / name, data, fresh=True)
 
 
 # ---- pictures of a video ----
@@ -276,7 +210,7 @@ def contact_sheet(
         draw.text((x, y + cell_h + 4), f"{index / fps:.2f} s", fill=_GREY, font=_font_for("0", 12))
     file = io.BytesIO()
     sheet.save(file, format="PNG", optimize=True)
-    return _write(file.getvalue(), Path(path), overwrite=True)
+    return write_file(path, file.getvalue())
 
 
 def animated(frames: Frames, path: str | os.PathLike[str], *, width: int | None = None, fps: float = FPS) -> Path:
@@ -298,7 +232,7 @@ def animated(frames: Frames, path: str | os.PathLike[str], *, width: int | None 
     pictures[0].save(
         file, format=kind, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options
     )
-    return _write(file.getvalue(), Path(path), overwrite=True)
+    return write_file(path, file.getvalue())
 
 
 @cache

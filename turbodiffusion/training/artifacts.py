@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.checkpoint.folder import config_from, save_folder
 from turbodiffusion.config import REFERENCE, Kernels, TextConfig, WanConfig
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
 from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
+from turbodiffusion.files import write_file
 from turbodiffusion.inference import model_source as source
 from turbodiffusion.inference.auto import ComputeConfig
 from turbodiffusion.inference.load_options import LoadOptions
@@ -62,11 +63,8 @@ def atlas_subjects(atlas: Path) -> tuple[Subject, ...]:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """The tensors as bfloat16 safetensors, `about` in the header; beside, then renamed."""
-    beside = path.with_name(f"{path.name}.part")
-    tensors = {name: t.detach().to(torch.bfloat16).contiguous() for name, t in state.items()}
-    save_file(tensors, beside, dict(about or {}))
-    os.replace(beside, path)
+    """Write the tensors as bfloat16 safetensors, `about` in the header."""
+    write_tensors(path, {name: t.to(torch.bfloat16) for name, t in state.items()}, about or {})
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -98,7 +96,8 @@ def read_part(path: Path, part: str, teacher: str) -> dict[str, Tensor]:
 def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
     """RUN/vae.safetensors and RUN/vae.json."""
     write_weights(run / "vae.safetensors", vae.state_dict())
-    (run / "vae.json").write_text(json.dumps({"config": dataclasses.asdict(vae.config), "psnr": quality}, indent=1))
+    about = {"config": dataclasses.asdict(vae.config), "psnr": quality}
+    write_file(run / "vae.json", json.dumps(about, indent=1).encode())
 
 
 def read_vae(run: Path, device: torch.device) -> WanVAE:
@@ -191,7 +190,7 @@ def vocabulary(run: Path, start: Path | None, subjects: Sequence[Subject], confi
     if not path.exists() and rank == 0:
         run.mkdir(parents=True, exist_ok=True)
         if start:
-            path.write_bytes((start.parent / "spiece.model").read_bytes())
+            write_file(path, (start.parent / "spiece.model").read_bytes())
         else:
             train_tokenizer(caption_sample(subjects, VOCABULARY_CAPTIONS), path, config.vocab_size)
     if ranks > 1:

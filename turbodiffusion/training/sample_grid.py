@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from turbodiffusion.files import write_file
 from turbodiffusion.inference.batch import make_clips
 from turbodiffusion.inference.loaded_model import LoadedModel
 
@@ -36,4 +37,4 @@ def draw_sample_grid(model: LoadedModel, path: Path) -> None:
     for row, clip in enumerate(pixels):
         for column, frame in enumerate(clip):
             grid.paste(Image.fromarray(frame).resize((SIDE, SIDE)), (column * SIDE, row * SIDE))
-    grid.save(path)
+    write_file(path, lambda beside: grid.save(beside, format="PNG"))

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.files import write_file
 from turbodiffusion.parallel.groups import rank_and_size
 from turbodiffusion.training.muon import Muon
 
@@ -168,7 +169,7 @@ class Trainer:
         return {key.removeprefix(of): x for key, x in self.ema_state().items() if key.startswith(of)}
 
     def save(self) -> None:
-        """Write the resume state; beside, then renamed, so that a kill leaves the older one whole."""
+        """Write the resume state; a kill leaves the older one whole."""
         if self.rank == 0:
             state = {
                 "step": self.step,
@@ -179,9 +180,7 @@ class Trainer:
                 "part_steps": [part.steps for part in self.parts.values()],
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             }
-            beside = self.run / "state.pt.part"
-            torch.save(state, beside)
-            beside.rename(self.run / "state.pt")
+            write_file(self.run / "state.pt", lambda beside: torch.save(state, beside))
             if self.saved is not None:
                 self.saved(self)
 
