@@ -44,7 +44,8 @@ FRONT_OF = {
     f"{PACKAGE}.cli.train": {"typer"},
     f"{PACKAGE}.cli.options": {"typer"},
     f"{PACKAGE}.cli.progress": {"rich"},
-    **{f"{PACKAGE}.cli.{name}": {"typer", "rich"} for name in ("help", "doctor", "bench")},
+    f"{PACKAGE}.cli.console": {"rich"},
+    **{f"{PACKAGE}.cli.{name}": {"typer", "rich"} for name in ("help", "doctor", "bench", "making")},
 }
 
 

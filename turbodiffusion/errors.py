@@ -3,6 +3,8 @@
 The command line prints such a message without a traceback and ends with exit code 2.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from turbodiffusion.texts import Text, catalogue
@@ -54,3 +56,36 @@ class MachineError(UserError):
 
 class OutputError(UserError):
     """A result is not a video (non-finite or flat), or it cannot be written; nothing is left under the final name."""
+
+
+# What PyTorch, numpy, Python and the system's loader say where the address space or the memory of a CPU ends.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "failed to map segment",
+    "unable to mmap",
+    "std::bad_alloc",
+    "can't start new thread",
+    "unable to allocate",
+)
+
+
+def short_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that this process has no more CPU memory; a GPU's is torch.OutOfMemoryError."""
+    if isinstance(error, MemoryError):
+        return True
+    said = str(error).lower()
+    told = isinstance(error, RuntimeError | OSError | ImportError)
+    return told and any(words in said for words in _NO_MEMORY)
+
+
+@contextmanager
+def telling_memory() -> Iterator[None]:
+    """Turn an exception that says so into the one line that CPU memory is short."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        if not short_of_memory(error):
+            raise
+        raise MachineError("machine.cpu_memory") from error

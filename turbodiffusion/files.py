@@ -224,6 +224,20 @@ def _locked(descriptor: int, *, wait: bool = True) -> bool:
     return True
 
 
+def append_line(path: AnyPath, line: str) -> None:
+    """Add a line to a file, in one piece: two processes may do so at once. Raises OutputError."""
+    target = _replaceable(check_name(path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OutputError("files.cannot_write", path=path, reason=reason(error, target.parent, 0)) from error
+
+
 # ---- reading ----
 
 

@@ -7,6 +7,7 @@ device. Its fields describe themselves: `field_specs` is what the command line's
 
 import json
 import math
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,6 +38,7 @@ WAN_NEGATIVE_PROMPT = (
     "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"
     "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
+_HALVES = re.compile("[\ud800-\udfff]")  # how Python carries bytes that are no text
 # What people type who know the option as true or false.
 _QUANT_WORDS = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "none": "off", "0": "off"}
 
@@ -124,6 +126,9 @@ class Request:
             object.__setattr__(self, "image", str(self.image))
         for spec in field_specs(Request):
             self._check_type(spec, getattr(self, spec.name))
+        for name in ("prompt", "negative_prompt"):
+            if _HALVES.search(getattr(self, name) or ""):
+                raise RequestError("request.not_text", field=name)
         if not self.prompt.strip():
             raise RequestError("request.prompt_empty")
         if self.attention_type == "dense":

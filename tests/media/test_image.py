@@ -173,7 +173,10 @@ def test_fit_covers_and_cuts_at_the_centre():
         ((1664, 960), 832 * 480, (832, 480)),
         ((1000, 1000), 960 * 960, (960, 960)),
         ((4000, 3000), 640 * 480, (640, 480)),
-        ((1, 100000), 256 * 256, (16, 4096)),
+        ((1, 100000), 256 * 256, (64, 1024)),  # as narrow as a typed size may be
+        ((1, 1000), 832 * 480, (64, 1920)),
+        ((1000, 1), 832 * 480, (1920, 64)),
+        ((1000, 1), 64 * 64, (64, 64)),
     ],
 )
 def test_adaptive_size(image, area, expected):
@@ -184,5 +187,6 @@ def test_adaptive_size_stays_inside_the_area_and_near_the_shape():
     rng = np.random.default_rng(0)
     for width, height in rng.integers(200, 4000, (200, 2)).tolist():
         w, h = adaptive_size(width, height, 832 * 480)
-        assert w % 16 == h % 16 == 0 and 0.85 * 832 * 480 <= w * h <= 832 * 480
+        assert w % 16 == h % 16 == 0 and w * h <= 832 * 480 and min(w, h) >= 64 and max(w, h) <= 1920
+        assert w * h >= 0.85 * 832 * 480 or max(w, h) == 1920
         assert abs(np.log(w / h * height / width)) < 16 / min(w, h)  # at most one step of 16 on the shorter side

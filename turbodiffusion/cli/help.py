@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text as Line
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from turbodiffusion.cli.failures import past_click
 from turbodiffusion.cli.options import OPTIONS
 from turbodiffusion.errors import UserError
 from turbodiffusion.texts import catalogue, language, text
@@ -48,6 +49,10 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show(self, ctx)
+
+    def invoke(self, ctx: Any) -> Any:
+        with past_click():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):

@@ -1,13 +1,14 @@
 """The command line: words become a `Request`, the one `Pipeline.generate` makes the video, people see how far it is.
 
 Results go to stdout (the path of a video is alone on its line, for scripts), everything else to stderr. A user's error
-is one line and exit code 2, Ctrl-C is exit code 130; an unexpected error keeps its traceback. PyTorch is imported
+is one line and exit code 2, an unexpected one keeps its traceback; docs/errors.md has the table. PyTorch is imported
 inside the commands that need it, so that help, a list and a refusal come at once.
 """
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
@@ -19,21 +20,32 @@ from rich.markup import escape
 from rich.table import Table
 
 from turbodiffusion import __version__
+from turbodiffusion.cli import signals
 from turbodiffusion.cli.bench import bench, warmup
+from turbodiffusion.cli.console import (
+    drop_stdout,
+    error_line,
+    flush_stdout,
+    json_safe,
+    line,
+    prepare_streams,
+)
 from turbodiffusion.cli.doctor import doctor
+from turbodiffusion.cli.failures import StdoutGoneError, explain
 from turbodiffusion.cli.help import NARROW, Command, Group
-from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, check_device, takes
-from turbodiffusion.cli.progress import Display, size, summary
+from turbodiffusion.cli.making import make_videos
+from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, takes
+from turbodiffusion.cli.progress import size
+from turbodiffusion.cli.prompts_file import Item, read_items
 from turbodiffusion.cli.train import app as train
 from turbodiffusion.cli.train import evaluate
 from turbodiffusion.errors import OutputError, RequestError, UserError
-from turbodiffusion.files import check_folder, reason
+from turbodiffusion.files import reason
 from turbodiffusion.presets import MODELS, find_recipe
 from turbodiffusion.request import Request
 from turbodiffusion.texts import Text, set_language, text
 
 if TYPE_CHECKING:
-    from turbodiffusion.inference.pipeline import Pipeline
     from turbodiffusion.presets import HubFile
 
 _EXTRA_ARGUMENTS = {"allow_extra_args": True}
@@ -46,24 +58,27 @@ app = typer.Typer(
 )
 # typer has no name for its usage errors' class, which is click's or its own by version
 _UsageError: Any = typer.BadParameter.__base__
+_STOPPED = {signals.INTERRUPTED: "cli.interrupted", signals.TERMINATED: "cli.terminated"}
 
 
 @app.command("generate", cls=Command, help="cli.generate", context_settings=_EXTRA_ARGUMENTS)
-@takes("prompt", "prompts_file", *MAKING)
-def generate(context: typer.Context, *, prompt: str | None, prompts_file: Path | None, **options: Any) -> None:
+@takes("prompt", "prompts_file", "redo", *MAKING)
+def generate(
+    context: typer.Context, *, prompt: str | None, prompts_file: Path | None, redo: bool, **options: Any
+) -> None:
     """Make a video from a prompt, or several from a file of prompts."""
     if context.args:
         raise RequestError("cli.unquoted_prompt", prompt=" ".join([prompt or "", *context.args]))
     if prompt is not None and prompts_file is not None:
         raise RequestError("cli.two_prompts")
+    fields = _given_fields(options)
     if prompt is not None:
-        prompts = [prompt]
+        items = [Item(Request(prompt, **fields))]
     elif prompts_file is not None:
-        prompts = _read_prompts(prompts_file)
+        items = read_items(prompts_file, fields)
     else:
         raise RequestError("cli.no_prompt")
-    fields = _given_fields(options)
-    _make([Request(prompt=each, **fields) for each in prompts], options)
+    make_videos(items, options, redo=redo)
 
 
 @app.command("again", cls=Command, help="cli.again")
@@ -73,7 +88,7 @@ def again(context: typer.Context, *, file: Path, prompt_option: str | None, **op
     fields = _given_fields({**options, "prompt": prompt_option})
     if "x" in fields.get("resolution", "").lower():
         fields.setdefault("aspect_ratio", None)  # the stored one goes with the stored name, not with a size
-    _make([replace(_stored_request(file), **fields)], options)
+    make_videos([Item(replace(_stored_request(file), **fields))], options)
 
 
 @app.command("info", cls=Command, help="cli.info")
@@ -82,7 +97,7 @@ def info(context: typer.Context, *, file: Path, json: bool) -> None:
     """Show the request that a video was made from."""
     request = _stored_request(file)
     if json:
-        print(request.to_json())
+        print(json_safe(request.to_json()))
         return
     table = Table.grid(padding=(0, 2))
     for name, value in vars(request).items():
@@ -167,19 +182,6 @@ def _given_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"num_steps": recipe.num_steps, "sla_topk": recipe.sla_topk, **given}
 
 
-def _read_prompts(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise RequestError("cli.prompts_unreadable", path=path, reason=error.strerror) from None
-    except UnicodeDecodeError:
-        raise RequestError("cli.prompts_not_utf8", path=path) from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if not prompts:
-        raise RequestError("cli.prompts_empty", path=path)
-    return prompts
-
-
 def _stored_request(file: Path) -> Request:
     from turbodiffusion.media.metadata import read_metadata
 
@@ -187,69 +189,6 @@ def _stored_request(file: Path) -> Request:
     if "request" not in metadata:
         raise UserError("cli.no_request", path=file)
     return Request.from_json(metadata["request"])
-
-
-# ---- making videos ----
-
-
-def _make(requests: Sequence[Request], options: Mapping[str, Any]) -> None:
-    """Load the model once, make the videos one after the other, print each path on stdout."""
-    check_device(options["device"])
-    folder, name = _output(options["output"], len(requests))
-    from turbodiffusion.media import video
-
-    stderr = Console(stderr=True, quiet=options["quiet"], highlight=False)
-    with Display(stderr, "load") as display:
-        pipeline = _load(requests, options, folder, display)
-    if pipeline.model.device.type == "cuda":
-        stderr.print(escape(str(text("cli.memory", plan=pipeline.model.memory_plan))), soft_wrap=True)
-    for number, request in enumerate(requests, 1):
-        if len(requests) > 1:
-            stderr.print(f"[bold]{number}/{len(requests)}[/] {escape(request.prompt)}", soft_wrap=True)
-        start = time.perf_counter()
-        with Display(stderr) as display:
-            result = pipeline.generate(request, on_progress=display, on_notice=lambda notice: _note(stderr, notice))
-        path = video.save(result.mp4, folder, name or result.name)
-        if options["contact_sheet"]:
-            sheet = result.contact_sheet(path.with_suffix(".png"))
-            stderr.print(escape(str(text("cli.contact_sheet", path=sheet))), soft_wrap=True)
-        stderr.print(summary(result, time.perf_counter() - start), soft_wrap=True)
-        print(path, flush=True)
-
-
-def _note(console: Console, notice: Text | str) -> None:
-    console.print(f"[yellow]{text('cli.note')}[/] {escape(str(notice))}", soft_wrap=True)
-
-
-def _output(output: Path, videos: int) -> tuple[Path, str | None]:
-    """Return the folder to write into, and the file's name where one was given: FOLDER/NAME.mp4."""
-    if output.suffix.lower() != ".mp4" or output.is_dir():
-        return output, None
-    if videos > 1:
-        raise RequestError("cli.one_file", path=output, videos=videos, folder=output.with_suffix(""))
-    return output.parent, output.name
-
-
-def _load(requests: Sequence[Request], options: Mapping[str, Any], folder: Path, on_progress: Display) -> "Pipeline":
-    """The model, after refusing what cannot be made or written: before the minutes that it takes, not after."""
-    from turbodiffusion.inference import model_source as source
-    from turbodiffusion.inference.pipeline import Pipeline
-
-    first = requests[0]
-    model = first.model or "demo"
-    preset = source.resolve_model(model).preset
-    if options["recipe"] is not None and preset.sampler != "rcm":
-        raise RequestError("cli.recipe", recipe=options["recipe"], model=preset.name, steps=preset.num_steps)
-    check_folder(folder)
-    return Pipeline.load(
-        model,
-        **{name: options[name] for name in MACHINE},
-        attention_type=first.attention_type,
-        sla_topk=first.sla_topk,
-        quant_linear=first.quant_linear,
-        requests=requests,
-        on_progress=on_progress,
-    )
 
 
 # ---- the program ----
@@ -278,22 +217,34 @@ def _program(context: typer.Context, *, version: bool) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a user's error, 130 for Ctrl-C."""
+    """Run the command line and return its exit code (docs/errors.md has them)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    return copy_context().run(_run, words)  # the language is this call's
+    with signals.terminable():
+        return copy_context().run(_run, words)  # the language is this call's
 
 
 def _run(words: list[str]) -> int:
+    prepare_streams()
     try:
         code = app(args=_without_language(words), prog_name="turbodiffusion", standalone_mode=False)
+        flush_stdout()
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = signals.INTERRUPTED
+    except signals.Terminated:
+        code = signals.TERMINATED
+    except (StdoutGoneError, BrokenPipeError):
+        drop_stdout()
+        code = signals.BROKEN_PIPE
     except _UsageError as error:
         return _refuse(_usage_error(error))
-    except UserError as error:
-        return _refuse(error)
-    if code == 130:
-        Console(stderr=True).print(str(text("cli.interrupted")))
+    except Exception as error:
+        if (told := explain(error)) is None:
+            raise
+        with suppress(OSError):  # what it is told of may be standard output itself
+            flush_stdout()
+        return _refuse(told)
+    if code in _STOPPED:
+        line(Console(stderr=True), "", text(_STOPPED[code]))
     return code or 0
 
 
@@ -327,7 +278,5 @@ def _usage_error(error: Any) -> Text:
 
 
 def _refuse(message: Text | UserError) -> int:
-    Console(stderr=True, highlight=False).print(
-        f"[bold red]{text('cli.error')}[/] {escape(str(message))}", soft_wrap=True
-    )
+    error_line(message)
     return 2

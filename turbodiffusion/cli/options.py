@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from turbodiffusion.errors import MachineError, RequestError
+from turbodiffusion.files import check_name
 from turbodiffusion.request import FieldSpec, field_specs, unknown_choice
 from turbodiffusion.texts import LANGUAGES, text
 
@@ -82,7 +83,7 @@ def _path(name: str, word: str) -> Path:
     if not word:
         raise RequestError("option.no_path", option=name)
     try:
-        return Path(word).expanduser()
+        return check_name(Path(word).expanduser())
     except RuntimeError:
         raise RequestError("option.no_home", option=name, path=word) from None
 
@@ -133,6 +134,7 @@ def _of_request(spec: FieldSpec) -> Option:
 _REQUEST = tuple(_of_request(spec) for spec in field_specs())
 _OWN = (
     _own("prompts_file", str, "what", "--prompts-file", placeholder="FILE"),
+    _own("redo", bool, "run", "--redo", default=False),
     _own("recipe", str, "how", "--recipe", placeholder="NAME"),
     _own("device", str, "run", "--device", default="auto", placeholder="NAME"),
     _own("offload_text", str, "run", "--offload-text", default="auto", choices=("auto", "on", "off")),

@@ -23,12 +23,12 @@ from turbodiffusion.inference.auto import (
     memory_job,
     supported_kernels,
 )
+from turbodiffusion.inference.check_request import as_requests, check_request
 from turbodiffusion.inference.device import device_info
 from turbodiffusion.inference.load_options import LoadOptions
 from turbodiffusion.inference.prompt_encoder import PromptEncoder
 from turbodiffusion.inference.sampling import PredictVelocity
 from turbodiffusion.inference.stage_timer import StageTimer, current_device
-from turbodiffusion.media.image import load_image
 from turbodiffusion.memory import plan as memory
 from turbodiffusion.models.cuda_graphs import CudaGraphCache, Tensors
 from turbodiffusion.models.cuda_graphs import Result as Returned
@@ -133,11 +133,9 @@ class LoadedModel:
             quant_linear=options.quant_linear,
         )
         wanted = defaults.resolve(preset)
+        requests = as_requests(requests)
         for request in requests:
-            request.resolve(preset)
-        for image in {request.image for request in requests}:
-            if image is not None:
-                load_image(image)  # what is wrong with it is told before what the machine lacks
+            check_request(request, preset)  # what is wrong with it is told before what the machine lacks
         # 2. where and how it computes, and whether that fits
         placement, resolution = _place(options, preset, wanted, requests or [defaults])
         # 3. the files; a per-token format that was asked for by name is made from the unrounded weights

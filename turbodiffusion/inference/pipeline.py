@@ -23,6 +23,7 @@ from turbodiffusion.demo.coverage import describe_gap
 from turbodiffusion.demo.subjects import named
 from turbodiffusion.errors import MachineError, OutputError, RequestError
 from turbodiffusion.inference.auto import ComputeConfig
+from turbodiffusion.inference.check_request import as_request, video_size
 from turbodiffusion.inference.load_options import LoadOptions
 from turbodiffusion.inference.loaded_model import LoadedModel
 from turbodiffusion.inference.result import Result
@@ -30,7 +31,7 @@ from turbodiffusion.inference.sampling import PredictVelocity, State, sample_flo
 from turbodiffusion.inference.stage_timer import StageTimer, current_device
 from turbodiffusion.media import video
 from turbodiffusion.media.frames import copy_to_host, new_frames
-from turbodiffusion.media.image import adaptive_size, fit, load_image
+from turbodiffusion.media.image import fit, load_image, share_seen
 from turbodiffusion.memory.plan import Job
 from turbodiffusion.request import OnProgress, Request
 from turbodiffusion.schedules import flow_times, rcm_times
@@ -83,6 +84,7 @@ class Pipeline:
         `resume`, with the same resolved request, the video goes on there, to the same bytes. Raises RequestError,
         MachineError, or OutputError for a result that is not a video.
         """
+        request = as_request(request)
         with self.model.lock, current_device(self.model.device):
             try:
                 return self._generate(request, on_progress, on_notice, resume, on_state)
@@ -110,13 +112,12 @@ class Pipeline:
         filled = model.fill(request)
         compute = model.compute_for(filled)
         image = None if filled.image is None else load_image(filled.image)
-        width, height = filled.size
-        if image is not None and filled.adaptive_resolution:
-            width, height = adaptive_size(image.shape[1], image.shape[0], width * height)
+        width, height = video_size(filled, image)
 
         # 2. plan the memory, and tell what the user should know before the work
         job = model.job(filled, (width, height))
-        notices = (*self._notices(request, filled, compute), *model.apply_plan(job))
+        notices = (*self._notices(request, filled, compute), *_cut(image, width, height), *model.apply_plan(job))
+        encoder = video.Encoder(width, height, preset.fps, {"request": filled.to_json(), "version": __version__})
         if on_notice is not None:
             for notice in notices:
                 on_notice(notice)
@@ -137,7 +138,6 @@ class Pipeline:
             latent = self._denoise(predict_velocity, filled, job, timer, resume, on_state)
             model.free_cache()
             # 6. decode it, and encode the mp4 meanwhile
-            encoder = video.Encoder(width, height, preset.fps, {"request": filled.to_json(), "version": __version__})
             frames, mp4 = self._decode(latent, (width, height), encoder, timer)
         name = video.output_name(preset.task, filled.seed, preset.file_name, datetime.now())
         return Result(filled, frames, mp4, name, timer.seconds, tuple(map(str, notices)))
@@ -254,3 +254,11 @@ class Pipeline:
                 pool.shutdown(cancel_futures=True)
                 raise
         return kept, mp4
+
+
+def _cut(image: NDArray[np.uint8] | None, width: int, height: int) -> list[Text]:
+    """A notice for a picture of which less than a half is seen."""
+    if image is None or (share := share_seen(image, width, height)) >= 0.5:
+        return []
+    picture = f"{image.shape[1]}x{image.shape[0]}"
+    return [text("notice.image_cut", size=f"{width}x{height}", picture=picture, percent=round(100 * share))]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from turbodiffusion.errors import UserError
+from turbodiffusion.request import SIDES
 
 MAX_PIXELS = 89_000_000  # a little under where Pillow begins to warn of decompression bombs; 11000 x 8000, say
 _KINDS = "PNG, JPEG, WebP, BMP, TIFF, GIF"
@@ -102,13 +103,24 @@ def fit(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     return np.array(picture)
 
 
-def adaptive_size(image_w: int, image_h: int, area: int) -> tuple[int, int]:
-    """Return the (width, height), multiples of 16, nearest to a picture's shape among those within `area` pixels."""
-    ideal_w, ideal_h = (area * image_w / image_h) ** 0.5, (area * image_h / image_w) ** 0.5
+def adaptive_size(image_w: int, image_h: int, area: int, sides: tuple[int, int] = SIDES) -> tuple[int, int]:
+    """Return the (width, height), multiples of 16, nearest to a picture's shape within `area` pixels and the limits.
+
+    sides: the limits that a typed size has. A picture that is narrower than they allow is cut.
+    """
+    low, high = sides
+    shape = image_w / image_h
+    ideal_w, ideal_h = min((area * shape) ** 0.5, high * shape), min((area / shape) ** 0.5, high / shape)
     sizes = []
     for w in (int(ideal_w / 16) * 16, int(ideal_w / 16) * 16 + 16):
-        w = min(max(w, 16), area // 256 * 16)  # 16 x 16 at least, a strip 16 high at most
+        w = min(max(w, low), high, area // low // 16 * 16)
         for h in (int(ideal_h / 16) * 16, int(ideal_h / 16) * 16 + 16):
-            sizes.append((w, min(max(h, 16), area // w // 16 * 16)))
+            sizes.append((w, min(max(h, low), high, area // w // 16 * 16)))
     # the logarithm of the ratio of shapes treats too wide and too tall alike
     return min(sizes, key=lambda size: (abs(math.log(size[0] / size[1] * image_h / image_w)), -size[0] * size[1]))
+
+
+def share_seen(image: NDArray[np.uint8], width: int, height: int) -> float:
+    """Return the share of a picture that `fit` leaves in a video of that size."""
+    shapes = image.shape[1] / image.shape[0], width / height
+    return min(shapes) / max(shapes)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from turbodiffusion.errors import UserError
+from turbodiffusion.errors import MachineError, OutputError, UserError
 from turbodiffusion.files import write_file
 from turbodiffusion.media.metadata import METADATA_TAG, reading
 
@@ -88,13 +88,20 @@ class Encoder:
         )
         self._mp4.metadata[METADATA_TAG] = json.dumps(dict(metadata))
         rate = Fraction(fps).limit_denominator(1001)  # 1001 keeps 24000/1001 and its kin
-        self._stream: Any = self._mp4.add_stream("libx264", rate=rate, options=dict(_X264))
+        try:
+            self._stream: Any = self._mp4.add_stream("libx264", rate=rate, options=dict(_X264))
+        except (ValueError, av.FFmpegError) as error:
+            raise MachineError("media.no_encoder") from error
         self._stream.width, self._stream.height = width & ~1, height & ~1
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
         self._count = 0
+        try:
+            context.open()
+        except (OSError, av.FFmpegError) as error:
+            raise OutputError("media.encoder", size=f"{width}x{height}", reason=error.strerror or error) from error
 
     def add(self, planes: Frames) -> None:
         """Encode frames as `frames.to_yuv420` gives them, uint8 [F, H * 3 / 2, W] with the even part of H and W."""
@@ -114,6 +121,13 @@ class Encoder:
     def _mux(self, picture: Any) -> None:
         for packet in self._stream.encode(picture):
             self._mp4.mux(packet)
+
+
+def check_encoder(width: int, height: int, fps: float) -> None:
+    """Raise OutputError or MachineError where a video of that size cannot become an mp4 here."""
+    encoder = Encoder(width, height, fps, {})
+    encoder.add(np.zeros((1, (height & ~1) * 3 // 2, width & ~1), np.uint8))
+    encoder.finish()
 
 
 def read_frames(path: str | os.PathLike[str]) -> Frames:
