@@ -8,7 +8,7 @@ from turbodiffusion.cli import signals
 def main() -> int:
     """Run the command line and return its exit code."""
     try:
-        with signals.terminable():
+        with signals.stoppable():
             from turbodiffusion.cli.main import main as run
 
             return run()

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from turbodiffusion.cli.console import StderrConsole, StdoutConsole
+from turbodiffusion.cli.failures import check_memory_limit
 from turbodiffusion.cli.options import check_device
 from turbodiffusion.cli.progress import stage_label
 from turbodiffusion.errors import MachineError, RequestError
@@ -64,7 +65,7 @@ def _check_file(path: Path) -> None:
         value = str(text("bench.missing")) if row.value is None else f"{row.value:.4g} {row.unit}".strip()
         print(f"{row.name}: {', '.join(filter(None, (value, row.goal)))} ({row.method})")
     rows = results.read_results(path)
-    Console(stderr=True, highlight=False).print(str(text("bench.checked", rows=len(rows), missed=len(missed))))
+    StderrConsole().print(str(text("bench.checked", rows=len(rows), missed=len(missed))))
     if missed:
         raise typer.Exit(1)
 
@@ -92,6 +93,7 @@ def warmup(
 ) -> None:
     """Compile what a model needs: load it, run one step of one video, twice. Nothing is written but the caches."""
     check_device(device)
+    check_memory_limit()
     fields: dict[str, Any] = {"image": image, "resolution": resolution, "num_frames": num_frames, "num_steps": 1}
     requests = [Request("a red balloon rises over a green meadow", **fields, seed=seed) for seed in (1, 2)]
     from turbodiffusion.inference.pipeline import Pipeline
@@ -113,4 +115,4 @@ def warmup(
     for stage in cold:
         table.add_row(stage_label(stage), f"{cold[stage]:.2f}", f"{warm.get(stage, 0.0):.2f}")
     table.add_row(f"[bold]{text('bench.all')}[/]", f"{sum(cold.values()):.2f}", f"{sum(warm.values()):.2f}")
-    Console(highlight=False).print(table)
+    StdoutConsole().print(table)

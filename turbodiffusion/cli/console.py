@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,28 @@ from turbodiffusion.texts import Text, text
 # Control characters (an escape sequence could retitle, clear or rewrite a terminal), what reverses the direction of a
 # line, what ends one, and halves of characters that no encoding takes.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class StdoutConsole(Console):
+    """Rich's console on standard output. A reader that is gone is a BrokenPipeError; Rich would end the process."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Raise what Rich has caught."""
+        raise BrokenPipeError
+
+
+class StderrConsole(Console):
+    """Rich's console on standard error: that nobody reads there is no reason to end."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(stderr=True, highlight=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Say no more."""
+        self.quiet = True
 
 
 def printable(words: object) -> str:
@@ -77,7 +100,7 @@ def print_path(path: Path) -> None:
 
 def error_line(message: Text | UserError | str) -> None:
     """Print an error to standard error, in one line."""
-    line(Console(stderr=True, highlight=False), f"[bold red]{text('cli.error')}[/]", message)
+    line(StderrConsole(), f"[bold red]{text('cli.error')}[/]", message)
 
 
 def note_line(console: Console, message: Text | str) -> None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from turbodiffusion.cli.console import StderrConsole, StdoutConsole
+from turbodiffusion.cli.failures import check_memory_limit
 from turbodiffusion.files import check_writable
 from turbodiffusion.texts import text
 
@@ -26,6 +28,7 @@ WIDE = 140  # columns of a terminal that has room for the whole table of kernels
 
 def doctor(context: typer.Context, *, full: bool, report: Path | None) -> None:
     """Say what this machine runs, and check each kernel against its reference."""
+    check_memory_limit()
     import torch
 
     from turbodiffusion.evaluation.result_file import Row, command_line, write_results
@@ -36,7 +39,7 @@ def doctor(context: typer.Context, *, full: bool, report: Path | None) -> None:
         check_writable(report)
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     here = device_info(place)
-    console = Console(highlight=False)
+    console = StdoutConsole()
     wide = console.width >= WIDE or not console.is_terminal  # a file's lines may be long
     _print_machine(console, here)
     reason = room.unsupported_reason(here)
@@ -49,13 +52,13 @@ def doctor(context: typer.Context, *, full: bool, report: Path | None) -> None:
             write_results(report, rows, command_line())
             console.print(escape(str(text("doctor.wrote", path=report))), soft_wrap=True)
         return
-    with Console(stderr=True).status(str(text("doctor.checking"))) as status:
+    with StderrConsole().status(str(text("doctor.checking"))) as status:
         checks = room.check_kernels(
             place, quick=not full, on_check=lambda check: status.update(str(text("doctor.checked", op=check.op)))
         )
     room.remember(here, checks)
     # A console of its own: `print(width=...)` only narrows.
-    paper = Console(highlight=False, width=max(console.width, WIDE)) if wide else console
+    paper = StdoutConsole(width=max(console.width, WIDE)) if wide else console
     paper.print(table_of(checks, wide=wide))
     if not wide:
         console.print(f"[dim]{text('doctor.more', columns=WIDE)}[/]")

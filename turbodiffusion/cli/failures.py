@@ -1,11 +1,13 @@
 """What ends a command: which exceptions are a user's or a machine's matter, told in one line, and the exit codes."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 from turbodiffusion.errors import MachineError, UserError, short_of_memory
 
 _OURS = "turbodiffusion"
+_PYTORCH = 1 << 30  # bytes of address space: with less, its libraries abort while they are loaded
 
 
 class StdoutGoneError(Exception):
@@ -27,14 +29,27 @@ def past_click() -> Iterator[None]:
         raise StdoutGoneError from error
 
 
+def check_memory_limit() -> None:
+    """Raise MachineError where this process may not have the memory that PyTorch alone takes: it would abort."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < _PYTORCH:
+        raise MachineError("machine.memory_limit", limit=limit >> 10, needed=_PYTORCH >> 10)
+
+
 def explain(error: Exception) -> UserError | None:
     """Return the one line of an exception that is no fault of this program; None for one that keeps its traceback."""
     if isinstance(error, UserError):
         return error
     if short_of_memory(error):
         return MachineError("machine.cpu_memory")
-    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] != _OURS:
-        return MachineError("machine.no_package", name=error.name.split(".")[0])
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        ours = package in ("", _OURS) or package in sys.stdlib_module_names
+        return None if ours else MachineError("machine.no_package", name=package)
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         if error.filename is None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text as Line
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from turbodiffusion.cli.console import StdoutConsole
 from turbodiffusion.cli.failures import past_click
 from turbodiffusion.cli.options import OPTIONS
 from turbodiffusion.errors import UserError
@@ -86,7 +87,7 @@ def _lazy_help(option: Any) -> Any:
 
 
 def _show(command: Any, context: Any) -> None:
-    console = Console(highlight=False)
+    console = StdoutConsole()
     pieces = " ".join(command.collect_usage_pieces(context))
     console.print(Line(str(text("help.usage", command=context.command_path, pieces=pieces)), style="bold"))
     for paragraph in _sentence(command.help).split("\n\n"):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -23,15 +22,18 @@ from turbodiffusion import __version__
 from turbodiffusion.cli import signals
 from turbodiffusion.cli.bench import bench, warmup
 from turbodiffusion.cli.console import (
+    StderrConsole,
+    StdoutConsole,
     drop_stdout,
     error_line,
     flush_stdout,
     json_safe,
     line,
     prepare_streams,
+    printable,
 )
 from turbodiffusion.cli.doctor import doctor
-from turbodiffusion.cli.failures import StdoutGoneError, explain
+from turbodiffusion.cli.failures import StdoutGoneError, check_memory_limit, explain
 from turbodiffusion.cli.help import NARROW, Command, Group
 from turbodiffusion.cli.making import make_videos
 from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, takes
@@ -39,8 +41,7 @@ from turbodiffusion.cli.progress import size
 from turbodiffusion.cli.prompts_file import Item, read_items
 from turbodiffusion.cli.train import app as train
 from turbodiffusion.cli.train import evaluate
-from turbodiffusion.errors import OutputError, RequestError, UserError
-from turbodiffusion.files import reason
+from turbodiffusion.errors import RequestError, UserError
 from turbodiffusion.presets import MODELS, find_recipe
 from turbodiffusion.request import Request
 from turbodiffusion.texts import Text, set_language, text
@@ -103,25 +104,23 @@ def info(context: typer.Context, *, file: Path, json: bool) -> None:
     for name, value in vars(request).items():
         if value is not None:
             shown = text("cli.dense", value=value) if (name, value) == ("attention_type", "original") else value
-            table.add_row(f"[bold]{name}[/]", escape(str(shown)))
-    Console(highlight=False).print(table)
+            table.add_row(f"[bold]{name}[/]", escape(printable(shown)))
+    StdoutConsole().print(table)
 
 
 @app.command("convert", cls=Command, help="cli.convert")
 @takes("source", "target", "quantize")
 def convert(context: typer.Context, *, source: Path, target: Path, quantize: str | None) -> None:
     """Write a checkpoint as safetensors that load by themselves."""
+    check_memory_limit()
     from turbodiffusion.checkpoint.convert import convert
 
     start = time.perf_counter()
-    try:
-        with Console(stderr=True).status(escape(str(text("cli.converting", path=source)))):
-            convert(source, target, quantize=quantize)
-    except OSError as error:
-        raise OutputError("files.cannot_write", path=target, reason=reason(error, target.parent, 0)) from error
+    with StderrConsole().status(escape(printable(text("cli.converting", path=source)))):
+        convert(source, target, quantize=quantize)
     count = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
     written = text("cli.written", size=size(count), seconds=time.perf_counter() - start)
-    Console(stderr=True, highlight=False).print(f"[green]{text('progress.done')}[/] {written}", soft_wrap=True)
+    StderrConsole().print(f"[green]{text('progress.done')}[/] {written}", soft_wrap=True)
     print(target)
 
 
@@ -129,7 +128,7 @@ def convert(context: typer.Context, *, source: Path, target: Path, quantize: str
 @takes()
 def models(context: typer.Context) -> None:
     """List the models that have a name, and whether their files are on this machine."""
-    console = Console(highlight=False)
+    console = StdoutConsole()
     titles = ("name", "makes", "frames", "steps", "files", "here", "title")
     rows = []
     for preset in MODELS.values():
@@ -219,7 +218,7 @@ def _program(context: typer.Context, *, version: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code (docs/errors.md has them)."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    with signals.terminable():
+    with signals.stoppable():
         return copy_context().run(_run, words)  # the language is this call's
 
 
@@ -244,7 +243,7 @@ def _run(words: list[str]) -> int:
             flush_stdout()
         return _refuse(told)
     if code in _STOPPED:
-        line(Console(stderr=True), "", text(_STOPPED[code]))
+        line(StderrConsole(), "", text(_STOPPED[code]))
     return code or 0
 
 

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from turbodiffusion.cli import prompts_file
-from turbodiffusion.cli.console import error_line, line, note_line, print_path
+from turbodiffusion.cli.console import StderrConsole, error_line, line, note_line, print_path
+from turbodiffusion.cli.failures import check_memory_limit
 from turbodiffusion.cli.options import MACHINE, check_device
 from turbodiffusion.cli.progress import Display, summary
 from turbodiffusion.cli.prompts_file import Item
@@ -33,8 +34,9 @@ def make_videos(items: Sequence[Item], options: Mapping[str, Any], *, redo: bool
     listed at the end, and the exit code is 2; an item that stands alone raises its UserError.
     """
     check_device(options["device"])
+    check_memory_limit()
     folder, name = _output(options["output"], len(items))
-    stderr = Console(stderr=True, quiet=options["quiet"], highlight=False)
+    stderr = StderrConsole(quiet=options["quiet"])
     of_file = items[0].line is not None
     if of_file and not redo:
         items, done = prompts_file.split_done(items, folder)

@@ -7,8 +7,8 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
@@ -18,21 +18,41 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Raise Terminated where SIGTERM comes, once: a second one does not disturb the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def stoppable() -> Iterator[None]:
+    """Raise KeyboardInterrupt and Terminated where SIGINT and SIGTERM come; what the parent has ignored stays ignored.
 
-    def end(number: int, frame: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, end)
+    Within another `stoppable` nothing changes.
+    """
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is not _stop
+    heard = [each for each in (signal.SIGINT, signal.SIGTERM) if ours and signal.getsignal(each) != signal.SIG_IGN]
+    before = {each: signal.signal(each, _stop) for each in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Stop at once where a module is being imported: nothing is being written, and some libraries' own code takes an
+    exception then for a fault of its own, or aborts."""
+    interrupted = number == signal.SIGINT
+    if _importing(frame):
+        with suppress(BaseException):
+            tell("cli.interrupted" if interrupted else "cli.terminated")
+        os._exit(INTERRUPTED if interrupted else TERMINATED)
+    if interrupted:
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not disturb the end
+    raise Terminated
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def tell(code: str) -> None:

@@ -21,7 +21,7 @@ from turbodiffusion import __version__
 from turbodiffusion.config import SPARSE_ATTENTION
 from turbodiffusion.demo.coverage import describe_gap
 from turbodiffusion.demo.subjects import named
-from turbodiffusion.errors import MachineError, OutputError, RequestError
+from turbodiffusion.errors import MachineError, OutputError, RequestError, telling_memory
 from turbodiffusion.inference.auto import ComputeConfig
 from turbodiffusion.inference.check_request import as_request, video_size
 from turbodiffusion.inference.load_options import LoadOptions
@@ -85,7 +85,7 @@ class Pipeline:
         MachineError, or OutputError for a result that is not a video.
         """
         request = as_request(request)
-        with self.model.lock, current_device(self.model.device):
+        with self.model.lock, current_device(self.model.device), telling_memory():
             try:
                 return self._generate(request, on_progress, on_notice, resume, on_state)
             except torch.OutOfMemoryError as error:
