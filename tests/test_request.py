@@ -281,3 +281,31 @@ def test_result_leaves_nothing_where_it_cannot_write(tmp_path):
     with pytest.raises(OutputError):
         result().save(tmp_path / "file")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_values_of_numpy_are_numbers():
+    r = Request("a", seed=np.int64(42), num_steps=np.uint8(3), guidance=np.float32(4), ode=np.bool_(True))
+    assert (r.seed, r.num_steps, r.guidance, r.ode) == (42, 3, 4.0, True)
+    assert [type(value) for value in (r.seed, r.guidance, r.ode)] == [int, float, bool]
+    assert Request.from_json(r.to_json()) == r
+    for value in (np.float64(4.5), np.array([4]), np.nan):
+        with pytest.raises(RequestError):
+            Request("a", seed=value)
+
+
+@pytest.mark.parametrize("value", ["a\ud800b", "\udcff"])
+def test_bytes_that_are_no_text(value):
+    for words in ({"prompt": value}, {"prompt": "a", "negative_prompt": value}):
+        with pytest.raises(RequestError, match="is not text: it has bytes that are not UTF-8"):
+            Request(**words)
+
+
+def test_what_is_shown_of_a_value_has_an_end():
+    class Foreign:
+        def __repr__(self) -> str:
+            raise ValueError
+
+    for value in (list(range(10_000)), Foreign(), b"x" * 9999):
+        with pytest.raises(RequestError) as caught:
+            Request("a", seed=value)
+        assert len(str(caught.value)) < 300

@@ -13,6 +13,7 @@ import re
 import secrets
 import select
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ except ImportError:  # Windows: leftovers are told by their age alone
     fcntl = None  # type: ignore[assignment]
 
 AnyPath = str | os.PathLike[str]
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.]+:/+\w")  # a Path has made one slash of two
 _BESIDE = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 _LEFT_ALONE = 60.0  # seconds: between the moment when a file is whole and its final name lie milliseconds
 _PROBE = 65_536  # bytes that must fit where a file is going to be written
@@ -54,6 +56,15 @@ def home(path: AnyPath) -> Path:
         return check_name(Path(path).expanduser())
     except RuntimeError:
         raise UserError("files.no_home", path=path) from None
+
+
+def cache_folder() -> Path:
+    """Return this package's folder under XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, under /tmp."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        base = tempfile.gettempdir()
+    return Path(base) / "turbodiffusion"
 
 
 def _shortened(name: str) -> str:
@@ -263,10 +274,12 @@ def read_file(path: AnyPath, limit: int) -> bytes:
 
 
 def check_ends(path: AnyPath, *, pipe: bool = False) -> None:
-    """Raise UserError for what can be read without end: a device, a socket, and unless `pipe`, a pipe."""
+    """Raise UserError for an address, and for what may never end: a device, a socket, unless `pipe` a pipe."""
     try:
         kind = os.stat(path).st_mode
     except OSError:
+        if _URL.match(os.fspath(path)):
+            raise UserError("files.url", path=path) from None
         return  # to be told by who opens it
     endless = stat.S_ISCHR(kind) or stat.S_ISBLK(kind) or stat.S_ISSOCK(kind)
     if endless or (stat.S_ISFIFO(kind) and not pipe):

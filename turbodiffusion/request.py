@@ -86,9 +86,9 @@ class Request:
 
     prompt: str = field(metadata=about("field.prompt", "what"))
     negative_prompt: str | None = field(default=None, metadata=about("field.negative_prompt", "what", "teacher"))
-    image: str | Path | None = field(
+    image: str | Path | Any | None = field(
         default=None, metadata=about("field.image", "what", "image", placeholder="FILE")
-    )  # path of the first frame
+    )  # path of the first frame, or a picture of PIL's or an array [H, W, 3], which becomes a file
     model: str | None = field(
         default=None, metadata=about("field.model", "what", placeholder="NAME")
     )  # None: the model that the pipeline holds
@@ -137,12 +137,18 @@ class Request:
     def _check_type(self, spec: FieldSpec, value: Any) -> None:
         if value is None and spec.default is None:
             return
+        if spec.name == "image" and in_memory(value):
+            return
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            value = value.item()  # np.int64(42) is 42
+            object.__setattr__(self, spec.name, value)
         if isinstance(value, int) and abs(value) >= 2**63:
             raise RequestError("request.number_too_large", field=spec.name)
         if spec.type is float and type(value) is int:
             object.__setattr__(self, spec.name, float(value))
         elif type(value) is not spec.type:
-            raise RequestError("request.type", field=spec.name, type=text(f"type.{spec.type.__name__}"), value=value)
+            known = text(f"type.{spec.type.__name__}")
+            raise RequestError("request.type", field=spec.name, type=known, value=_shortened(value))
         elif isinstance(value, float) and not math.isfinite(value):
             raise RequestError("request.not_finite", field=spec.name, value=value)
         elif value == "" and spec.name in ("image", "model", "resolution", "aspect_ratio"):
@@ -206,7 +212,9 @@ class Request:
         return [(spec, reasons[spec.applies]) for spec in field_specs(Request) if spec.applies in reasons]
 
     def to_json(self) -> str:
-        """Every field, in one line."""
+        """Every field, in one line. Raises RequestError for an image in memory, which has no place in it."""
+        if in_memory(self.image):
+            raise RequestError("request.image_in_memory")
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
@@ -225,6 +233,20 @@ class Request:
         if "prompt" not in values:
             raise RequestError("request.prompt_missing")
         return cls(**values)
+
+
+def in_memory(image: Any) -> bool:
+    """Whether an image is a picture of PIL's or an array, not the path of a file."""
+    return hasattr(image, "__array_interface__") or hasattr(image, "__array__")
+
+
+def _shortened(value: Any) -> Any:
+    """A value as an error shows it; one without end is cut."""
+    try:
+        words = repr(value)
+    except Exception:  # whatever a foreign object's does
+        return object.__repr__(value)
+    return value if len(words) <= 200 else f"{words[:100]}..."
 
 
 @cache

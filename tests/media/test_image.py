@@ -1,12 +1,13 @@
 """Every common kind of picture in, one clear line for the rest; fitting; sizes that follow a picture's shape."""
 
+import importlib.util
 import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from turbodiffusion.errors import UserError
 from turbodiffusion.media.image import MAX_PIXELS, adaptive_size, fit, load_image
@@ -190,3 +191,87 @@ def test_adaptive_size_stays_inside_the_area_and_near_the_shape():
         assert w % 16 == h % 16 == 0 and w * h <= 832 * 480 and min(w, h) >= 64 and max(w, h) <= 1920
         assert w * h >= 0.85 * 832 * 480 or max(w, h) == 1920
         assert abs(np.log(w / h * height / width)) < 16 / min(w, h)  # at most one step of 16 on the shorter side
+
+
+# ---- only pixels decide ----
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def with_chunks(*chunks: bytes) -> bytes:
+    """A PNG of one colour with chunks before its pixels."""
+    out = io.BytesIO()
+    Image.new("RGB", (16, 8), (10, 200, 30)).save(out, "PNG")
+    data = out.getvalue()
+    return data[:33] + b"".join(chunks) + data[33:]  # after the signature and IHDR
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 5_000_000))],
+        [chunk(b"iTXt", b"workflow\0\1\0\0\0" + zlib.compress(b"x" * 5_000_000))],
+        [chunk(b"tEXt", b"parameters\0" + b"x" * 5_000_000)],
+        [chunk(b"zTXt", b"a%d\0\0" % k + zlib.compress(b"x" * 1_000_000)) for k in range(90)],
+        [chunk(b"iCCP", b"profile\0\0" + zlib.compress(b"x" * 5_000_000))],
+        [chunk(b"iCCP", b"profile\0\0no zlib at all")],
+        [chunk(b"eXIf", b"Exif\0\0no exif at all")],
+        [chunk(b"eXIf", b"II*\0\xff\xff\xff\xff")],
+        [chunk(b"tEXt", b"no key")],
+        [chunk(b"zTXt", b"Comment\0\0" + b"no zlib")],
+    ],
+    ids=range(10),
+)
+def test_what_stands_beside_the_pixels_of_a_png_is_no_fault(tmp_path, chunks):
+    path = tmp_path / "a.png"
+    path.write_bytes(with_chunks(*chunks))
+    assert load_image(path).tolist() == np.full((8, 16, 3), (10, 200, 30), np.uint8).tolist()
+
+
+def test_damaged_exif_of_a_jpeg_is_no_fault(tmp_path):
+    path = tmp_path / "a.jpg"
+    for exif in (b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0" + b"\xff" * 500):
+        Image.new("RGB", (16, 8), (10, 200, 30)).save(path, exif=exif)
+        assert load_image(path).shape == (8, 16, 3)
+
+
+def test_pixels_that_are_cut_short_are_one(tmp_path):
+    path = tmp_path / "a.png"
+    data = with_chunks(chunk(b"tEXt", b"parameters\0steps"))
+    path.write_bytes(data[:-30])
+    with pytest.raises(UserError, match="broken or cut short"):
+        load_image(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("https://example.org/cat.png", "is an address: download it first"),
+        ("https:/example.org/cat.png", "is an address: download it first"),
+        ("s3://bucket/cat.png", "is an address"),
+        ("/dev/zero", "may never end"),
+        ("a\0b", "NUL"),
+        ("x" * 5000, "bytes is longer"),
+        ("C:\\none.png", "there is no image"),
+    ],
+)
+def test_names_that_are_no_files(path, words):
+    with pytest.raises(UserError, match=words):
+        load_image(path)
+
+
+def test_avif_and_heic_where_a_package_reads_them(tmp_path):
+    image = Image.new("RGB", (64, 48), (200, 30, 40))
+    if features.check("avif"):
+        image.save(tmp_path / "a.avif", quality=95)
+        assert np.abs(load_image(tmp_path / "a.avif").astype(int) - (200, 30, 40)).max() < 12
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(UserError, match=r"HEIC picture.*pip install pillow-heif|broken"):
+        load_image(tmp_path / "a.heic")
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.from_pillow(image).save(tmp_path / "a.heic", quality=95)
+        assert np.abs(load_image(tmp_path / "a.heic").astype(int) - (200, 30, 40)).max() < 12

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from turbodiffusion.errors import UserError
-from turbodiffusion.files import write_file
+from turbodiffusion.files import read_file, write_file
 
 PACKAGES = ("turbodiffusion", "torch", "numpy", "transformers", "triton")
 FACTORS = ("subject", "colour", "motion", "scene")
@@ -166,14 +166,16 @@ def missing(path: str | Path, rows: Sequence[Row]) -> list[Row]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(read_file(path, 256_000_000))
         for row in report["rows"]:
             Row(**row)
         if not all(isinstance(report[key], str) for key in ("device", "commit", "date", "command")):
             raise TypeError("device, commit, date and command are strings")
     except OSError:
         raise UserError(f"there is no result file {path}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is not a result file: {error}") from None
     return report
 

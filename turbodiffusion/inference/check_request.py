@@ -1,21 +1,22 @@
 """What can be known to fail about a request before a model is loaded for it: its fields, its image, the mp4's size."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbodiffusion.errors import RequestError
-from turbodiffusion.media.image import adaptive_size, load_image
+from turbodiffusion.media.image import adaptive_size, keep_picture, load_image
 from turbodiffusion.presets import ModelPreset
-from turbodiffusion.request import Request
+from turbodiffusion.request import Request, in_memory
 
 
 def as_request(value: Any) -> Request:
-    """Return a request as it is. Raises RequestError, which says what to write, for anything else."""
+    """Return a request, its image as a file. Raises RequestError, which says what to write, for anything else."""
     if isinstance(value, Request):
-        return value
+        return replace(value, image=keep_picture(value.image)) if in_memory(value.image) else value
     code = "request.plain_text" if isinstance(value, str) else "request.not_request"
     raise RequestError(code, value=repr(value)[:60])
 

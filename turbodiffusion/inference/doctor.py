@@ -25,7 +25,7 @@ from torch import Tensor
 from turbodiffusion import __version__
 from turbodiffusion.config import REFERENCE, Kernels
 from turbodiffusion.errors import MachineError, OutputError
-from turbodiffusion.files import write_file
+from turbodiffusion.files import cache_folder, write_file
 from turbodiffusion.inference.device import device_info
 from turbodiffusion.memory.plan import DeviceInfo
 from turbodiffusion.ops.cases import MODELS, RAGGED, Case, cases, errors
@@ -256,9 +256,8 @@ def milliseconds(case: Case) -> float:
 
 
 def cache_file() -> Path:
-    """Under XDG_CACHE_HOME, else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "turbodiffusion" / "doctor.json"
+    """Return the file under XDG_CACHE_HOME, else ~/.cache."""
+    return cache_folder() / "doctor.json"
 
 
 def key(here: DeviceInfo) -> str:

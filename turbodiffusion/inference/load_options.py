@@ -1,11 +1,13 @@
 """What to load and how: plain values that a command line, a file or another process can hold."""
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from turbodiffusion.errors import RequestError
+from turbodiffusion.errors import MachineError, RequestError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,24 @@ class LoadOptions:
     offload_text: str = "auto"
     max_memory: float | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, os.PathLike):
+            object.__setattr__(self, "model", os.fspath(self.model))
+        if not isinstance(self.model, str):
+            raise RequestError("load.model", value=repr(self.model)[:60])
+        if self.max_memory is not None:
+            object.__setattr__(self, "max_memory", self._gib(self.max_memory))
+
+    @staticmethod
+    def _gib(value: Any) -> float:
+        try:
+            limit = float(value)
+        except (TypeError, ValueError, OverflowError):
+            limit = math.nan
+        if not (0 < limit < math.inf):
+            raise MachineError("memory.limit_not_positive", value=repr(value)[:60])
+        return limit
+
     def to_json(self) -> str:
         """Return every field, in one line."""
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -36,7 +56,12 @@ class LoadOptions:
     @classmethod
     def from_json(cls, values: str | Mapping[str, Any]) -> "LoadOptions":
         """Read what `to_json` wrote, or what a JSON parser made of it. Raises RequestError for an unknown field."""
-        values = json.loads(values) if isinstance(values, str) else values
+        try:
+            values = json.loads(values) if isinstance(values, str) else values
+        except (ValueError, RecursionError) as error:
+            raise RequestError("request.not_json", reason=str(error)) from None
+        if not isinstance(values, Mapping):
+            raise RequestError("request.not_object", type=type(values).__name__)
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from turbodiffusion.checkpoint.load import load_transformer, load_vae
 from turbodiffusion.config import REFERENCE, SPARSE_ATTENTION, Kernels
+from turbodiffusion.errors import telling_memory
 from turbodiffusion.inference import model_source
 from turbodiffusion.inference.auto import (
     DTYPES,
@@ -148,7 +149,7 @@ class LoadedModel:
             on_fetch=lambda file, done, total: timer.report("download", done >> 20, total >> 20),
         )
         # 4. the weights
-        with current_device(placement.device):
+        with current_device(placement.device), telling_memory():
             model = cls.read(preset, placement, options, paths, timer)
         model.load_seconds = timer.seconds["load"]
         model._log()

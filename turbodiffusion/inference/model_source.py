@@ -16,6 +16,7 @@ from turbodiffusion.checkpoint.formats import part_of
 from turbodiffusion.checkpoint.hub import OnProgress, fetch
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError
+from turbodiffusion.files import check_ends, home
 from turbodiffusion.presets import MODELS, HubFile, ModelPreset, find_model
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo" / "model"
@@ -49,7 +50,8 @@ def resolve_model(model: str) -> ModelSource:
         return ModelSource(_folder_preset(DEMO_FOLDER, "demo"), DEMO_FOLDER)
     if model.lower() in MODELS:
         return ModelSource(find_model(model), None)
-    path = Path(model).expanduser()
+    path = home(model)
+    check_ends(path)
     if (path / "model.json").is_file():
         return ModelSource(_folder_preset(path, model), path)
     if path.is_dir():

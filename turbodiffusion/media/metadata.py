@@ -9,6 +9,7 @@ from typing import Any
 import av
 
 from turbodiffusion.errors import UserError
+from turbodiffusion.files import check_ends, check_name
 
 METADATA_TAG = "turbodiffusion"  # one mp4 tag holds the whole dictionary as JSON: other tools keep or drop it as one
 
@@ -16,6 +17,8 @@ METADATA_TAG = "turbodiffusion"  # one mp4 tag holds the whole dictionary as JSO
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The open container of a video file, with FFmpeg's errors turned into one line."""
+    path = check_name(path)
+    check_ends(path)
     try:
         with av.open(os.fspath(path)) as container:
             if not container.streams.video:
@@ -36,7 +39,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise UserError("media.no_request", path=path)
     try:
         metadata = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also of an integer of thousands of digits, a nest of thousands of brackets
         metadata = None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UserError("media.request_damaged", path=path)
