@@ -193,7 +193,16 @@ class Request:
             for spec, reason in self._unused(preset)
             if getattr(self, spec.name) != spec.default
         ]
-        return (*unused, *filter(None, [_not_named(self.resolution)]))
+        return (*unused, *filter(None, [_not_named(self.resolution), self._unguided(preset)]))
+
+    def _unguided(self, preset: ModelPreset) -> Text | None:
+        """Tell who gives a negative prompt that guidance 1 has no use for it."""
+        guidance = preset.guidance if self.guidance is None else self.guidance
+        if preset.sampler == "rcm" or self.negative_prompt in (None, "", WAN_NEGATIVE_PROMPT) or guidance != 1:
+            return None
+        default = preset.guidance if preset.guidance not in (None, 1) else 5.0
+        reason = text("request.no_guidance", default=default)
+        return text("request.ignored", field="negative_prompt", reason=reason)
 
     def _unused(self, preset: ModelPreset) -> list[tuple[FieldSpec, Text]]:
         """Return the fields without a meaning for a model, and why."""

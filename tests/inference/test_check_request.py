@@ -1,5 +1,6 @@
 """What is known to fail before a model is loaded, and what people give as a request or an image."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,35 @@ def test_a_picture_of_any_shape_stays_within_the_limits(i2v_folder):
     fields = {"resolution": "96x96", "adaptive_resolution": True, "seed": 3, "num_steps": 1}
     result = pipeline.generate(Request("a fox", image=np.full((1000, 1, 3), 99, np.uint8), **fields))
     assert result.frames.shape == (9, 144, 64, 3)
+
+
+# ---- notices ----
+
+
+def test_a_prompt_that_is_cut_gets_a_notice(flow_folder):
+    pipeline = Pipeline.load(flow_folder, device="cpu")
+    notices = []
+
+    def told(**fields) -> list[str]:
+        notices.clear()
+        pipeline.generate(Request(seed=3, num_steps=1, **fields), on_notice=notices.append)
+        return [str(notice) for notice in notices]
+
+    assert told(prompt="a red fox runs") == []
+    (notice,) = told(prompt="a red fox runs " * 4 + "and a blue cat flies away over the green hills of the north")
+    assert re.match(r'prompt has \d\d tokens, and the model reads 16: lost is all from "', notice)
+    assert "and a blue cat" in notice and notice.endswith('..." on')
+    (notice,) = told(prompt="a fox", negative_prompt="a red cat flies " * 5)
+    assert notice.startswith("negative_prompt has")
+    assert told(prompt="a fox", negative_prompt="a red cat flies " * 5, guidance=1) == [
+        "negative_prompt is ignored: guidance is 1, which is none; give more, as 4"
+    ]
+
+
+def test_the_tokens_that_are_lost_are_those_that_the_encoder_does_not_get(flow_folder):
+    tokenizer = Pipeline.load(flow_folder, device="cpu").model.prompt_encoder.tokenizer
+    for words in range(1, 30):
+        prompt = " ".join(["red"] * words)
+        count, lost = tokenizer.lost(prompt)
+        _, mask = tokenizer([prompt])
+        assert int(mask.sum()) == min(count, 16) and bool(lost) == (count > 16)

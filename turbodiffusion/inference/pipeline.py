@@ -6,7 +6,7 @@ prompt (and image), samples a latent, and decodes it while a second thread encod
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
@@ -38,6 +38,8 @@ from turbodiffusion.schedules import flow_times, rcm_times
 from turbodiffusion.texts import Text, text
 
 log = logging.getLogger(__name__)
+
+LOST_SHOWN = 60  # characters of what a prompt loses
 
 OnNotice = Callable[[Text | str], None]
 OnState = Callable[[State], None]
@@ -148,6 +150,7 @@ class Pipeline:
         if request.attention_type == "auto":
             request = replace(request, attention_type=filled.attention_type)
         notices: list[Text | str] = list(request.notices(preset))
+        notices += self._cut_prompts(filled)
         if compute.sparse and preset.transformer.attention_type not in SPARSE_ATTENTION:
             notices.append(text("notice.untrained", attention=repr(compute.attention_type), model=self.model.name))
         if preset.subjects:
@@ -155,6 +158,15 @@ class Pipeline:
             if filled.num_frames != preset.num_frames:
                 notices.append(text("notice.untrained_length", model=preset.name, frames=preset.num_frames))
         return notices
+
+    def _cut_prompts(self, filled: Request) -> Iterator[Text]:
+        """Yield a notice for a prompt that has more tokens than the text encoder reads."""
+        for field, prompt in (("prompt", filled.prompt), ("negative_prompt", filled.negative_prompt)):
+            tokenizer = self.model.prompt_encoder.tokenizer
+            count, lost = tokenizer.lost(prompt) if prompt else (0, "")
+            if count > tokenizer.text_len and (field == "prompt" or filled.guidance != 1):
+                words = lost if len(lost) <= LOST_SHOWN else f"{lost[:LOST_SHOWN].rstrip()}..."
+                yield text("notice.cut", field=field, count=count, limit=tokenizer.text_len, words=words)
 
     def _encode_text(self, request: Request, timer: StageTimer) -> list[Tensor]:
         """Embeddings [1, S, E] of the prompt and, under guidance, of the negative prompt."""

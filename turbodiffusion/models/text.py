@@ -84,6 +84,11 @@ class Tokenizer:
             mask_BS[row, : len(ids)] = 1
         return ids_BS, mask_BS
 
+    def lost(self, prompt: str) -> tuple[int, str]:
+        """Return how many tokens a prompt has, `</s>` with them, and the words that a prompt of so many loses."""
+        pieces = self._pieces.encode(clean_prompt(prompt))
+        return len(pieces) + 1, self._pieces.decode(pieces[self.text_len - 1 :]).strip()
+
 
 class TextEncoder(nn.Module):
     """Encode token ids to prompt embeds by umT5's encoder stack.
