@@ -45,6 +45,7 @@ FRONT_OF = {
     f"{PACKAGE}.cli.options": {"typer"},
     f"{PACKAGE}.cli.progress": {"rich"},
     f"{PACKAGE}.cli.console": {"rich"},
+    f"{PACKAGE}.cli.model_page": {"rich"},
     **{f"{PACKAGE}.cli.{name}": {"typer", "rich"} for name in ("help", "doctor", "bench", "making")},
 }
 

@@ -59,7 +59,7 @@ def home(path: AnyPath) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return this package's folder under XDG_CACHE_HOME, else ~/.cache, else, for a user without a home, under /tmp."""
+    """Return this package's folder under XDG_CACHE_HOME, else ~/.cache, else among temporary files."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:

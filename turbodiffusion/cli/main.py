@@ -36,6 +36,7 @@ from turbodiffusion.cli.doctor import doctor
 from turbodiffusion.cli.failures import StdoutGoneError, check_memory_limit, explain
 from turbodiffusion.cli.help import NARROW, Command, Group
 from turbodiffusion.cli.making import make_videos
+from turbodiffusion.cli.model_page import print_model
 from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, takes
 from turbodiffusion.cli.progress import size
 from turbodiffusion.cli.prompts_file import Item, read_items
@@ -125,9 +126,12 @@ def convert(context: typer.Context, *, source: Path, target: Path, quantize: str
 
 
 @app.command("models", cls=Command, help="cli.models")
-@takes()
-def models(context: typer.Context) -> None:
+@takes("model_name")
+def models(context: typer.Context, *, model_name: str | None) -> None:
     """List the models that have a name, and whether their files are on this machine."""
+    if model_name is not None:
+        print_model(model_name)
+        return
     console = StdoutConsole()
     titles = ("name", "makes", "frames", "steps", "files", "here", "title")
     rows = []

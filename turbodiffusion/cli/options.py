@@ -150,6 +150,7 @@ _OWN = (
     _own("quantize", str, "how", "--quantize", placeholder="KIND"),
     _own("full", bool, "run", "--full", default=False),
     _own("report", str, "run", "--json", placeholder="FILE"),
+    _own("model_name", str, "what", "", placeholder="NAME"),
     _own("group", str, "what", "", placeholder="GROUP"),
     _own("check", str, "what", "--check", placeholder="FILE"),
     _own("version", bool, "run", "--version", default=False),

@@ -5,9 +5,10 @@ import difflib
 import re
 from functools import cache
 
-from turbodiffusion.demo import words
+from turbodiffusion.demo import near, words
 from turbodiffusion.demo.captions import plural
 from turbodiffusion.demo.subjects import BY_NAME, SUBJECTS, Subject
+from turbodiffusion.texts import text
 
 # Words of ordinary prompts that ask for nothing: grammar, and what every video is anyway.
 PLAIN_EN = (
@@ -15,7 +16,8 @@ PLAIN_EN = (
     "cute d day detailed down fast film from go goes going happy her high his in into is it its left little "
     "move moves movie moving of on one or over pretty quality quickly right scene shot showing shows side slow "
     "slowly some still style that the their then there this through time to toward towards under up very video "
-    "view while with "
+    "view while with was were be been being has have had will would can it's its they them he she that which who but "
+    "so then as no not many few both all "
 )
 PLAIN_ZH = frozenset(
     "一个只头匹条辆艘架枚的地得着了在里上中下面旁边正是有和与它他她们这那很非常可爱漂亮美丽视频画面影片动画镜头小大慢快向左右往从到过去来"
@@ -24,44 +26,65 @@ LIMIT = 4  # things named in a notice
 
 
 def unknown_words(prompt: str, subjects: tuple[Subject, ...] = SUBJECTS) -> list[str]:
-    """The words of a prompt, English or Chinese, that no caption of the demo world uses, in order and once each."""
+    """Return the words of a prompt, English or Chinese, that the demo world has nothing for, in order and once each."""
+    return [word for word, _ in _unknown(prompt, subjects)]
+
+
+def _unknown(prompt: str, subjects: tuple[Subject, ...]) -> list[tuple[str, bool]]:
+    """The unknown words, and whether each stands behind a subject, as a verb does."""
     english, chinese = _known(subjects)
-    unknown: list[str] = []
+    unknown: dict[str, bool] = {}
+    before = ""
     for word in re.findall(r"[a-z0-9][a-z0-9'-]*", prompt.lower()):
         if not word.isdigit() and not _is_known_english(word, english):
-            unknown.append(word)
+            unknown.setdefault(word, _names_subject(before, SUBJECTS) or before in words.ALIASES)
+        before = word
     for run in re.findall(r"[\u3400-\u9fff]+", prompt):
-        unknown += _unknown_chinese(run, chinese)
-    return list(dict.fromkeys(unknown))
+        for word in _unknown_chinese(run, chinese):
+            unknown.setdefault(word, False)
+    return list(unknown.items())
 
 
 def describe_gap(prompt: str, subjects: tuple[Subject, ...] = SUBJECTS) -> str | None:
-    """A notice for a prompt outside the demo world, None for one inside: what is not known and the nearest things
-    that are.
+    """Return a notice for a prompt outside the demo world, None for one inside.
 
+    It says in the prompt's language what is not known, and the nearest by meaning and kind of word where there is one.
     subjects: the rows that the model was trained on, the whole table unless said.
     """
-    unknown = unknown_words(prompt, subjects)
+    unknown = _unknown(prompt, subjects)[:LIMIT]
     chinese = bool(re.search(r"[\u3400-\u9fff]", prompt))
-    if unknown:
-        near = list(dict.fromkeys(name for word in unknown[:LIMIT] for name in _nearest(word, subjects)))
-        listed = "、".join(unknown[:LIMIT]) if chinese else ", ".join(unknown[:LIMIT])
-    elif not _names_subject(prompt, subjects):
-        near, listed = [], ""
-    else:
-        return None
-    near = (near or [row.name for row in subjects])[:LIMIT]
-    if chinese:
-        known = "、".join(_chinese_name(name) for name in near)
-        return (
-            f"演示模型不认识：{listed}。" if listed else "提示词里没有演示模型认识的主角。"
-        ) + f"它认识的相近事物：{known}。"
-    known = ", ".join(near)
-    return (
-        f"the demo model does not know: {listed}; "
-        if listed
-        else "the prompt names no subject that the demo model knows; "
-    ) + f"nearest things it knows: {known}"
+    if not unknown:
+        if _names_subject(prompt, subjects):
+            return None
+        known = [_chinese_name(row.name) if chinese else row.name for row in subjects[:LIMIT]]
+        return text("demo.no_subject", known=known).render("zh" if chinese else "en")
+    nearest = _all_nearest(unknown, subjects, chinese)
+    listed = [word for word, _ in unknown]
+    said = text("demo.unknown_near", words=listed, near=nearest) if nearest else text("demo.unknown", words=listed)
+    return said.render("zh" if chinese else "en")
+
+
+def _all_nearest(unknown: list[tuple[str, bool]], subjects: tuple[Subject, ...], chinese: bool) -> list[str]:
+    """What comes nearest to each of the words, in the prompt's language, once each."""
+    names = [*(row.name for row in subjects), *words.PLACES, *words.COLOURS]
+    found: list[str] = []
+    for word, after_subject in unknown:
+        pairs = near.nearest(word, after_subject, names)
+        pairs = pairs or _kin(word, subjects)
+        pairs = pairs or [(name, "") for name in difflib.get_close_matches(word, names, n=2, cutoff=0.75)]
+        found += [(zh or _chinese_name(en)) if chinese else en for en, zh in pairs]
+    return list(dict.fromkeys(found))[:LIMIT]
+
+
+def _kin(word: str, subjects: tuple[Subject, ...]) -> list[tuple[str, str]]:
+    """For a word of a subject that the world has and the model has not: others that move alike."""
+    names = [words.ALIASES.get(base, base) for base in near.bases(word)]
+    names += [row.name for row in SUBJECTS if row.chinese in word]
+    found = next((BY_NAME[name] for name in names if name in BY_NAME), None)
+    if found is None:
+        return []
+    kinds = (found.kind, words.LIKE.get(found.kind))
+    return [(row.name, "") for row in subjects if row.kind in kinds][:2]
 
 
 @cache
@@ -101,14 +124,14 @@ def _known(subjects: tuple[Subject, ...]) -> tuple[frozenset[str], frozenset[str
         english += [adjective, *after]
         chinese += [zh_before, *zh_after]
     singles = {word.strip(",") for phrase in english for word in phrase.lower().split()}
-    return frozenset(singles | set(PLAIN_EN.split()) | {"grey"}), frozenset([*chinese, *words.WITHIN_ZH, "卡通风格"])
+    same = [word for word in near.SAME if not word.isascii()]
+    all_english = {base for word in singles | set(PLAIN_EN.split()) | {"grey"} for base in near.bases(word)}
+    return frozenset(all_english), frozenset([*chinese, *words.WITHIN_ZH, *near.UNDERSTOOD_ZH, *same, "卡通风格"])
 
 
 def _is_known_english(word: str, known: frozenset[str]) -> bool:
-    """Whether the word, or its singular or plain verb form, is known."""
-    forms = {word, word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("'s"), f"{word}s", f"{word}es"}
-    forms |= {word.removesuffix("y") + "ies", re.sub(r"ies$", "y", word)}
-    return bool(forms & known)
+    """Whether the word, or what it is an inflection of, is known, or means what the world has."""
+    return any(base in known for base in near.bases(word)) or near.is_understood(word)
 
 
 def _unknown_chinese(run: str, known: frozenset[str]) -> list[str]:
@@ -130,17 +153,6 @@ def _unknown_chinese(run: str, known: frozenset[str]) -> list[str]:
         else:
             unknown.append(run[at])
     return unknown
-
-
-def _nearest(word: str, subjects: tuple[Subject, ...]) -> list[str]:
-    """Up to two things of the world that come nearest to an unknown word: by meaning where the table knows it, else by
-    spelling."""
-    names = [*(row.name for row in subjects), *words.PLACES, *words.COLOURS]
-    within = [alias for alias in words.ALIASES if alias in word and not alias.isascii()]
-    for form in (word, word.removesuffix("s"), *within):
-        if words.ALIASES.get(form) in names:
-            return [words.ALIASES[form]]
-    return difflib.get_close_matches(word, names, n=2, cutoff=0.75)
 
 
 def _names_subject(prompt: str, subjects: tuple[Subject, ...]) -> bool:

@@ -1,6 +1,7 @@
 """Writes the page of what the demo world knows: `python -m turbodiffusion.demo.page docs/demo-world.md`."""
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from turbodiffusion.demo import words
 from turbodiffusion.demo.bake import CELL, FRAMES, PACKAGES
 from turbodiffusion.demo.factors import HELD_OUT_SHARE, MOTIONS, NATURAL
 from turbodiffusion.demo.scenes import SCENES
-from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, RELEASE, SUBJECTS, Subject
+from turbodiffusion.demo.subjects import KIND_MOTIONS, KIND_SCENES, RELEASE, SUBJECTS, Subject, named
 from turbodiffusion.files import write_file
 
 INTRO = """# The demo world
@@ -17,8 +18,8 @@ INTRO = """# The demo world
 
 The data that the small model in this package is trained on: short clips of one subject, sometimes two, that move
 through a drawn scene, rendered while training and described in English, Chinese or both. A prompt made of the words
-below is inside the model's world; any other prompt gets a notice that names the nearest things it knows, and still a
-video.
+below is inside the model's world; any other prompt gets a notice that names what comes nearest, and still a video.
+`turbodiffusion models demo` lists what the shipped model knows.
 
 ```
 an orange cat runs to the right through a sunny garden
@@ -48,6 +49,11 @@ MB. `--subjects release` bakes the subjects of the shipped model alone (11 MB), 
 art is not part of this repository. Training renders from the atlas with `turbodiffusion.demo.renderer.World`, on a CPU
 or a GPU.
 """
+
+
+def _shipped() -> list[str]:
+    model = json.loads((Path(__file__).parent / "model" / "model.json").read_text(encoding="utf-8"))
+    return [f"{row.name} {row.chinese}" for row in named(model["about"]["subjects"])]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -153,6 +159,7 @@ def page() -> str:
         ("Camera, style, size, speed", _details()),
         ("Other words for the same", _other_words()),
         ("Held out", f"{held}\n"),
+        ("The shipped model", f"It was trained on these: {once(_shipped())}.\n"),
         ("Art", "\n".join([art, "", *(f"- `{name}`" for name in PACKAGES), ""])),
     )
     return "\n".join([INTRO, *(f"## {title}\n\n{body}" for title, body in sections)])
