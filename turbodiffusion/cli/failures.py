@@ -1,12 +1,14 @@
 """What ends a command: which exceptions are a user's or a machine's matter, told in one line, and the exit codes."""
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
 from turbodiffusion.errors import MachineError, UserError, short_of_memory
 
 _OURS = "turbodiffusion"
+_STREAM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF, errno.EPIPE)  # of one that is written
 _PYTORCH = 1 << 30  # bytes of address space: with less, its libraries abort while they are loaded
 
 
@@ -53,6 +55,6 @@ def explain(error: Exception) -> UserError | None:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         if error.filename is None:
-            return UserError("cli.stream", reason=reason)
+            return UserError("cli.stream", reason=reason) if error.errno in _STREAM else None
         return UserError("cli.file", path=error.filename, reason=reason)
     return None

@@ -239,6 +239,8 @@ def _run(words: list[str]) -> int:
         drop_stdout()
         code = signals.BROKEN_PIPE
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group by itself: its help, as for the program by itself
+            return 0
         return _refuse(_usage_error(error))
     except Exception as error:
         if (told := explain(error)) is None:

@@ -253,7 +253,8 @@ def main() -> None:
         subjects = find_subjects(options.subjects)
         path = bake(options.out, options.packages or options.out / "npm", subjects, tell)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB, {len(subjects)} subjects)")
 
 

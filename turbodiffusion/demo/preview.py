@@ -2,6 +2,7 @@
 frames of random clips."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,13 @@ def contact_sheet(world: World, clips: Sequence[Factors], captions: Sequence[str
     return sheet
 
 
+def _size(words: str) -> tuple[int, int]:
+    if not re.fullmatch(r"\d{2,4}x\d{2,4}", words):
+        raise UserError("demo.sheet_size", value=words)
+    width, _, height = words.partition("x")
+    return int(width), int(height)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="draw a contact sheet of random clips of the demo world")
     parser.add_argument("--atlas", type=Path, default=Path(".cache/demo-world/atlas.npz"))
@@ -52,11 +60,12 @@ def main() -> None:
     parser.add_argument("--size", default="256x256", help="WIDTHxHEIGHT")
     parser.add_argument("--wishes", action="store_true", help="only clips of what people ask for first")
     options = parser.parse_args()
-    width, height = (int(side) for side in options.size.split("x"))
     try:
+        width, height = _size(options.size)
         world = World(options.atlas, size=(height, width), instances=2)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     rng = np.random.default_rng(options.seed)
     clips: list[Factors] = []
     while len(clips) < options.clips:

@@ -6,9 +6,7 @@ A World keeps the art as textures on its device; `render` samples them for a who
 nothing needs to be stored. Names: B clips, F frames, H and W pixels of the view; colours are premultiplied by alpha.
 """
 
-import io
 import math
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, grid_sample, interpolate, max_pool2d
 
+from turbodiffusion.demo.atlas import SHEET, open_atlas, sheet_of, subjects_in
 from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES
 from turbodiffusion.demo.effects import PAINTS, STYLES, TILE, column, middle_brightness, repaint, weather_tiles
 from turbodiffusion.demo.factors import NATURAL, TRAVELS, Factors, sample_factors
@@ -29,7 +27,7 @@ from turbodiffusion.demo.motion import FPS, Track, camera_track, chase, side_by_
 from turbodiffusion.demo.painting import HALF_X, HALF_Y
 from turbodiffusion.demo.scenes import LAYERS, PARALLAX, SCENES, paint_scene
 from turbodiffusion.demo.subjects import BY_NAME
-from turbodiffusion.errors import MissingFilesError, UserError
+from turbodiffusion.errors import UserError
 
 Numbers = dict[str, Tensor]
 MIST_BY_LAYER = (1.0, 0.7, 0.35, 0.15)
@@ -56,10 +54,6 @@ class World:
         instances: int = 8,
         scene_names: Sequence[str] = tuple(SCENES),
     ) -> None:
-        if not Path(atlas).is_file():
-            raise MissingFilesError(
-                f"no atlas at {atlas}: bake it with `python -m turbodiffusion.demo.bake --out {Path(atlas).parent}`"
-            )
         if size[0] % 16 or size[1] % 16 or frames % 4 != 1:
             raise UserError(
                 f"clips of {frames} frames at {size[1]}x{size[0]}: sides must be multiples of 16 "
@@ -309,18 +303,12 @@ def _load_sheets(atlas: Path) -> dict[str, np.ndarray]:
     """The frames of each subject in the atlas as uint8 [K, 4, C, C], premultiplied, in the order of the table; those of
     one that stands follow under another name."""
     sheets: dict[str, np.ndarray] = {}
-    try:
-        opened = np.load(atlas)
-    except (OSError, ValueError, zipfile.BadZipFile):
-        raise MissingFilesError(f"{atlas} is not an atlas, or was cut off: bake it again") from None
-    with opened as file:
-        for prefix, key in (("sheet/", ""), (STANDING, STANDING)):
-            for name in BY_NAME:
+    with open_atlas(atlas) as file:
+        names = subjects_in(file, atlas)
+        for prefix, key in ((SHEET, ""), (STANDING, STANDING)):
+            for name in names:
                 if f"{prefix}{name}" in file:
-                    picture = Image.open(io.BytesIO(file[f"{prefix}{name}"].tobytes()))
-                    sheet = np.asarray(picture.convert("RGBA").convert("RGBa"))
+                    sheet = np.asarray(sheet_of(file, f"{prefix}{name}").convert("RGBA").convert("RGBa"))
                     cells = sheet.reshape(FRAMES // COLUMNS, CELL, COLUMNS, CELL, 4).transpose(0, 2, 4, 1, 3)
                     sheets[f"{key}{name}"] = cells.reshape(FRAMES, 4, CELL, CELL)
-    if not sheets:
-        raise MissingFilesError(f"{atlas} holds no subject of the table: bake it again")
     return sheets

@@ -11,6 +11,7 @@ Suffixes: B batch, S text tokens, E d_model.
 """
 
 import html
+import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.nn.functional import pad
 
 from turbodiffusion.config import TextConfig
 from turbodiffusion.errors import CheckpointError
+from turbodiffusion.files import write_file
 from turbodiffusion.models.cuda_graphs import CudaGraphCache
 from turbodiffusion.models.offload import LayerOffload
 from turbodiffusion.models.umt5 import BUCKETS, Stack, empty_embedding, init_weights, relative_position_buckets
@@ -194,20 +196,21 @@ def train_tokenizer(captions: Iterable[str], path: str | Path, vocab_size: int =
     """
     from sentencepiece import SentencePieceTrainer
 
-    with Path(path).open("wb") as file:
-        SentencePieceTrainer.train(
-            sentence_iterator=(re.sub(BETWEEN_HAN, WORD_END, caption) for caption in captions),
-            pretokenization_delimiter=WORD_END,
-            model_writer=file,
-            model_type="bpe",  # unigram would cut words that are frequent but rarely part of others
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            character_coverage=1.0,
-            pad_id=PAD_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            bos_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
+    file = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=(re.sub(BETWEEN_HAN, WORD_END, caption) for caption in captions),
+        pretokenization_delimiter=WORD_END,
+        model_writer=file,
+        model_type="bpe",  # unigram would cut words that are frequent but rarely part of others
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=1.0,
+        pad_id=PAD_ID,
+        eos_id=EOS_ID,
+        unk_id=UNK_ID,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    write_file(path, file.getvalue())

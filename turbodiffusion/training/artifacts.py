@@ -3,23 +3,24 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.checkpoint.folder import config_from, save_folder
 from turbodiffusion.config import REFERENCE, Kernels, TextConfig, WanConfig
+from turbodiffusion.demo.atlas import open_atlas, subjects_in
 from turbodiffusion.demo.renderer import World
 from turbodiffusion.demo.subjects import Subject, named
-from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
+from turbodiffusion.errors import CheckpointError, RequestError
 from turbodiffusion.files import write_file
 from turbodiffusion.inference import model_source as source
 from turbodiffusion.inference.auto import ComputeConfig
@@ -54,12 +55,8 @@ def demo_world(atlas: Path, device: torch.device, side: int | None = None) -> Wo
 
 def atlas_subjects(atlas: Path) -> tuple[Subject, ...]:
     """The subjects that an atlas holds. Raises MissingFilesError where there is none."""
-    if not atlas.is_file():
-        raise MissingFilesError(
-            f"no atlas at {atlas}: bake it with `python -m turbodiffusion.demo.bake --out {atlas.parent}`"
-        )
-    with np.load(atlas) as file:
-        return named([key.removeprefix("sheet/") for key in file if key.startswith("sheet/")])
+    with open_atlas(atlas) as file:
+        return named(subjects_in(file, atlas))
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
@@ -68,16 +65,27 @@ def write_weights(path: Path, state: Mapping[str, Tensor], about: Mapping[str, s
 
 
 def read_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of `write_weights`, float32 on the CPU, their names behind `prefix`."""
-    if not path.exists():
-        raise CheckpointError(f"there are no trained weights at {path}: run the command that writes them first")
-    return {f"{prefix}{name}": t.float() for name, t in load_file(path).items()}
+    """The tensors of `write_weights`, float32 on the CPU, their names behind `prefix`. Raises CheckpointError."""
+    with _told(path):
+        return {f"{prefix}{name}": t.float() for name, t in load_file(path).items()}
 
 
 def read_about(path: Path) -> dict[str, str]:
     """What `write_weights` was told about the tensors."""
-    with safe_open(path, "pt") as file:
+    with _told(path), safe_open(path, "pt") as file:
         return file.metadata() or {}
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell in one line what is no file of weights."""
+    if not path.is_file():
+        raise CheckpointError(f"there are no trained weights at {path}: run the command that writes them first")
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path} is empty, cut short or no file of trained weights: {reason}") from None
 
 
 def read_part(path: Path, part: str, teacher: str) -> dict[str, Tensor]:
@@ -103,8 +111,13 @@ def write_vae(run: Path, vae: WanVAE, quality: float) -> None:
 def read_vae(run: Path, device: torch.device) -> WanVAE:
     """The VAE that `train vae` left in `run`, float32 on `device`."""
     state = read_weights(run / "vae.safetensors")
-    vae = WanVAE(config_from("vae", json.loads((run / "vae.json").read_text())["config"]), device=device)
-    vae.load_state_dict(state)
+    try:
+        config = json.loads((run / "vae.json").read_text())["config"]
+        vae = WanVAE(config_from("vae", config), device=device)
+        vae.load_state_dict(state)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{run} holds no VAE of `train vae`: vae.json and vae.safetensors ({reason})") from None
     return vae.requires_grad_(False)
 
 
