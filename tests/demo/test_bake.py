@@ -112,7 +112,7 @@ def test_a_failing_download_is_one_line_and_leaves_nothing(tmp_path, monkeypatch
 
 def test_the_command_prints_errors_without_a_traceback(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bake", "--out", str(tmp_path), "--subjects", "catt"])
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         baking.main()
     assert capsys.readouterr().err.startswith("error: the demo world has no 'catt'; nearest: cat")
 

@@ -178,7 +178,7 @@ def test_errors_name_what_works(atlas, tmp_path):
 
 def test_preview_without_an_atlas_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["preview", "--atlas", str(tmp_path / "atlas.npz")])
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         preview.main()
     assert "bake it with `python -m turbodiffusion.demo.bake" in capsys.readouterr().err
 
