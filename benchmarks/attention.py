@@ -25,8 +25,8 @@ from triton.testing import do_bench, do_bench_cudagraph
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.targets import target as target_of
 from turbodiffusion.evaluation.result_file import Row, write_results
-from turbodiffusion.evaluation.result_file import target as target_of
 from turbodiffusion.inference.doctor import gpu_is_lost
 from turbodiffusion.ops.attention import sla
 from turbodiffusion.ops.attention.dense import attention_tangent, dense_attention

@@ -35,9 +35,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.targets import target
 from turbodiffusion.checkpoint.folder import Stored, in_blocks, read_folder, write_folder
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
-from turbodiffusion.evaluation.result_file import Row, read_results, target, write_results
+from turbodiffusion.evaluation.result_file import Row, read_results, write_results
 from turbodiffusion.inference.model_source import DEMO_FOLDER
 from turbodiffusion.inference.pipeline import Pipeline
 from turbodiffusion.media.video import read_frames
@@ -180,7 +181,7 @@ def speedup_rows(rows: Sequence[Row], out: Path | None) -> list[Row]:
     here = {row.name: row.value for row in rows}
     found = []
     for slow, steps in (("original", 4), ("original", 2), ("tuned", 4)):
-        forward, seconds = earlier.get(f"{slow}.{MODEL}.forward_ms"), here.get(f"e2e.{MODEL}.{steps}steps.diffusion_s")
+        forward, seconds = earlier.get(f"{slow}.{MODEL}.forward_ms"), here.get(f"e2e.{MODEL}.{steps}steps.denoise_s")
         if forward and seconds:
             method = f"100 forwards of {forward:.1f} ms over {seconds:.3f} s; run benchmarks/forward.py just before"
             name = f"speedup.{slow}.{steps}steps"

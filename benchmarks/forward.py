@@ -29,9 +29,10 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.targets import target
 from turbodiffusion.checkpoint.load import load_transformer
 from turbodiffusion.config import REFERENCE, TRITON, Kernels, WanConfig
-from turbodiffusion.evaluation.result_file import Row, target, write_results
+from turbodiffusion.evaluation.result_file import Row, write_results
 from turbodiffusion.inference import model_source as source
 from turbodiffusion.models.cuda_graphs import CudaGraphCache
 from turbodiffusion.models.wan import Context, WanTransformer

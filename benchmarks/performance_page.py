@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from turbodiffusion.evaluation.result_file import Row, missing
+from benchmarks.targets import REQUIRED
+from turbodiffusion.evaluation.result_file import Row
 
 ROOT = Path(__file__).parents[1]
 CHART = "images/performance.svg"
@@ -76,7 +77,7 @@ def targets(results: Results) -> str:
         return MISSING.format("turbodiffusion bench forward --out benchmarks/results/h200.json")
     files = ["h200.json", *(name for name in results.files if name in OTHER_GPUS)]
     measured = {file: {row["name"]: Row(**row) for row in results.files[file]["rows"]} for file in files}
-    required = {row.name: row for row in missing("h200.json", [])}
+    required = REQUIRED["h200.json"]
     lines = []
     for name in required | measured["h200.json"]:
         found = [measured[file].get(name) for file in files]

@@ -23,8 +23,9 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.targets import target
 from turbodiffusion.config import TextConfig
-from turbodiffusion.evaluation.result_file import Row, target, write_results
+from turbodiffusion.evaluation.result_file import Row, write_results
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.ops.cases import OF_THE_EMULATION, error
 

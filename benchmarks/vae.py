@@ -26,10 +26,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.targets import target
 from turbodiffusion.checkpoint.load import load_vae
 from turbodiffusion.config import VAEConfig
-from turbodiffusion.evaluation.result_file import Row, target, write_results
-from turbodiffusion.inference.model_source import files, identify
+from turbodiffusion.evaluation.result_file import Row, write_results
+from turbodiffusion.inference.model_source import fetch_files, resolve_model
 from turbodiffusion.models.vae.fused import Choices, FusedCoder, attend, attend_written_out, pair_columns
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.ops.vae.norm_silu import norm_silu
@@ -167,8 +168,8 @@ def check_encode(plain: WanVAE, sizes: Sequence[Exact]) -> Row:
 
 def check_demo() -> list[Row]:
     """The shipped VAE on a smooth moving picture, against float32."""
-    source = identify("demo")
-    path = files(source)["vae"]
+    source = resolve_model("demo")
+    path = fetch_files(source)["vae"]
 
     def load(dtype: torch.dtype, **how: Any) -> WanVAE:
         vae = WanVAE(source.preset.vae, device="meta", dtype=dtype, **how)

@@ -9,8 +9,9 @@ import pytest
 
 from turbodiffusion.errors import OutputError, RequestError
 from turbodiffusion.inference.result import Result
-from turbodiffusion.presets import MODELS, find_model
+from turbodiffusion.presets import MODELS, find_model, wan_sampling
 from turbodiffusion.request import MAX_SEED, WAN_NEGATIVE_PROMPT, Request, field_specs, made_size
+from turbodiffusion.texts import text
 
 T2V, I2V, DEMO = find_model("wan2.1-t2v-14b"), find_model("wan2.2-i2v-a14b"), find_model("demo")
 TEACHER = replace(DEMO, name="teacher", sampler="flow", shift=5.0, guidance=6.0, num_steps=50)
@@ -29,6 +30,7 @@ def test_defaults_of_a_distilled_model_are_filled_in():
         aspect_ratio="16:9",
         num_frames=81,
         num_steps=4,
+        sampler="rcm",
         seed=7,
         sigma_max=80.0,
         attention_type="sagesla",
@@ -43,6 +45,61 @@ def test_defaults_of_two_experts_and_of_a_teacher():
     r = ask(attention_type="original").resolve(TEACHER)
     assert (r.shift, r.guidance, r.num_steps, r.sigma_max, r.sla_topk) == (5.0, 6.0, 50, None, None)
     assert r.negative_prompt == ""
+
+
+# Wan 2.2 T2V-A14B: the same network as Wan 2.1 14B, twice
+A14B = replace(T2V, name="a14b", experts=2, sigma_max=None, **wan_sampling(T2V.transformer, "t2v", 2, "flow"))
+
+
+def test_two_experts_take_the_numbers_of_their_task():
+    r = ask().resolve(A14B)
+    assert (r.num_steps, r.boundary, r.shift, r.guidance, r.guidance_low) == (40, 0.875, 12.0, 4.0, 3.0)
+    i2v = replace(I2V, **wan_sampling(I2V.transformer, "i2v", 2, "flow"))
+    r = ask(image="cat.png").resolve(i2v)
+    assert (r.num_steps, r.boundary, r.shift, r.guidance, r.guidance_low) == (40, 0.9, 5.0, 3.5, 3.5)
+    assert r.guided
+
+
+@pytest.mark.parametrize(
+    ("given", "scales"),
+    [
+        ({"guidance": 5.0}, (5.0, 5.0)),  # alone it is for both, as in diffusers
+        ({"guidance_low": 2.0}, (4.0, 2.0)),
+        ({"guidance": 5.0, "guidance_low": 1.0}, (5.0, 1.0)),
+    ],
+)
+def test_guidance_of_either_expert(given, scales):
+    r = ask(**given).resolve(A14B)
+    assert (r.guidance, r.guidance_low) == scales and r.guided
+    assert not ask(guidance=1.0).resolve(A14B).guided
+    with pytest.raises(RequestError, match="guidance_low 101: 0 to 100"):
+        ask(guidance_low=101.0).resolve(A14B)
+
+
+def test_guidance_low_is_for_undistilled_models_with_two_experts():
+    for preset, reason in ((TEACHER, "one network"), (T2V, "is distilled")):
+        asked = ask(guidance_low=2.0)
+        assert [reason in str(notice) for notice in asked.notices(preset)] == [True]
+        assert asked.resolve(preset).guidance_low is None
+
+
+def test_the_sampler_that_is_asked_for_overrules_what_was_guessed():
+    guess = text("sampling.assumed_flow", path="student.pth", steps=50)
+    dense = replace(TEACHER, assumed=(("sampler", guess),))
+    assert ask().notices(dense) == (guess,)
+    student = ask(sampler="rcm")
+    assert student.notices(dense) == ()
+    r = student.resolve(dense)
+    assert (r.sampler, r.num_steps, r.sigma_max, r.guidance, r.shift) == ("rcm", 4, 80.0, None, None)
+    assert r.resolve(dense) == r and not r.guided
+    with pytest.raises(RequestError, match="num_steps 50: a distilled model takes 1 to 4"):
+        ask(sampler="rcm", num_steps=50).resolve(dense)
+    teacher = ask(sampler="flow").resolve(T2V)
+    assert (teacher.num_steps, teacher.shift, teacher.guidance, teacher.sigma_max) == (50, 5.0, 5.0, None)
+    assert ask(image="c.png", sampler="flow", boundary=0.8).resolve(I2V).boundary == 0.8
+    for word, near in (("rcn", "'rcm'"), ("distilled", "'rcm'"), ("euler", "'flow'")):
+        with pytest.raises(RequestError, match=f"did you mean {near}"):
+            ask(sampler=word).resolve(T2V)
 
 
 def test_wans_own_negative_prompt_goes_to_models_with_its_text_encoder():
@@ -152,7 +209,7 @@ def test_every_field_describes_itself():
     for spec in specs.values():
         assert spec.type in (str, int, float, bool)
         assert spec.group in ("what", "how", "run")
-        assert spec.applies in ("all", "distilled", "teacher", "two_experts", "image", "sparse")
+        assert spec.applies in ("all", "distilled", "teacher", "two_experts", "teacher_experts", "image", "sparse")
         assert spec.help.render("en") != spec.help.render("zh")
         assert (spec.low is None) == (spec.high is None) == (spec.type not in (int, float) or spec.low is None)
     assert specs["sla_topk"].type is float and specs["prompt"].default is MISSING

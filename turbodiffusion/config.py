@@ -3,7 +3,10 @@
 Neither torch nor numpy is imported here, so that a command, a web process or a plan can read a model's sizes at once.
 """
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from turbodiffusion.errors import UserError
 
@@ -13,6 +16,33 @@ LINEAR_KINDS = ("off", "int8_block", "int8_row", "fp8_row")
 PER_TOKEN_LINEARS = ("int8_row", "fp8_row")  # those whose products take activations that are quantized already
 IMPLEMENTATIONS = ("reference", "triton")
 PATCH = 2  # a token is 1 frame x 2 x 2 of the latent, in every Wan model
+# The largest numbers that a configuration may have: some times those of any network that is known, so that a damaged
+# file is refused before a network of that size is built.
+WAN_LIMITS = {
+    "dim": 32768,
+    "ffn_dim": 131072,
+    "num_heads": 512,
+    "num_layers": 200,
+    "in_dim": 512,
+    "out_dim": 512,
+    "freq_dim": 8192,
+    "text_dim": 32768,
+    "text_len": 8192,
+    "image_dim": 32768,
+    "sla_block_q": 4096,
+    "sla_block_k": 4096,
+}
+VAE_LIMITS = {"dim": 4096, "z_dim": 512, "num_res_blocks": 16}
+MAX_VAE_STAGES = 8
+TEXT_LIMITS = {
+    "d_model": 32768,
+    "num_layers": 200,
+    "num_heads": 512,
+    "d_kv": 4096,
+    "d_ff": 1 << 20,
+    "vocab_size": 4_000_000,
+    "text_len": 8192,
+}
 TEXT_BUCKETS = 32  # of distances between tokens of umT5, half of them for either direction
 
 
@@ -63,27 +93,24 @@ class WanConfig:
     kernels: Kernels = REFERENCE  # of this machine and not of the model: no file has it
 
     def __post_init__(self) -> None:
-        sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim", "freq_dim", "text_dim", "text_len")
-        for name in (*sizes, "sla_block_q", "sla_block_k", *(("image_dim",) if self.image_dim is not None else ())):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"WanConfig.{name} must be a positive integer, got {value!r}")
+        absent = {"image_dim"} if self.image_dim is None else set()
+        check_whole_numbers(self, {name: high for name, high in WAN_LIMITS.items() if name not in absent})
         if self.dim % self.num_heads or self.head_dim % 2 or self.head_dim < 6:
-            raise ValueError(
-                f"WanConfig.dim must be num_heads times an even head dim of at least 6 (rotary pairs over three axes), "
-                f"got dim {self.dim} and num_heads {self.num_heads}"
-            )
+            raise UserError("config.head_dim", dim=self.dim, num_heads=self.num_heads)
         if self.freq_dim % 2:
-            raise ValueError(f"WanConfig.freq_dim must be even (cosines and sines), got {self.freq_dim}")
-        if not self.eps > 0:
-            raise ValueError(f"WanConfig.eps must be positive, got {self.eps!r}")
+            raise UserError("config.freq_dim", value=self.freq_dim)
+        for name, high in (("eps", 0.1), ("sla_topk", 1)):
+            if not _is_number(value := getattr(self, name)) or not 0 < value <= high:
+                raise UserError("config.number", config="WanConfig", field=name, high=high, value=shown(value))
+        if not isinstance(self.round_time_to_bf16, bool):
+            value = shown(self.round_time_to_bf16)
+            raise UserError("config.true_or_false", config="WanConfig", field="round_time_to_bf16", value=value)
         if not isinstance(self.kernels, Kernels):
             raise ValueError(f"WanConfig.kernels must be of ops.kernels.Kernels, got {self.kernels!r}")
-        if not 0 < self.sla_topk <= 1:
-            raise ValueError(f"WanConfig.sla_topk must be over 0 and at most 1, got {self.sla_topk!r}")
         for name, kinds in (("attention_type", ATTENTION_KINDS), ("quant_linear", LINEAR_KINDS)):
             if getattr(self, name) not in kinds:
-                raise ValueError(f"WanConfig.{name} must be one of {', '.join(kinds)}, got {getattr(self, name)!r}")
+                value = shown(getattr(self, name))
+                raise UserError("config.choice", config="WanConfig", field=name, choices=kinds, value=value)
 
     @property
     def head_dim(self) -> int:
@@ -111,6 +138,15 @@ class VAEConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
+        check_whole_numbers(self, VAE_LIMITS)
+        multiples, temporal = self.dim_mult, self.temporal_downsample
+        if not _is_list(multiples, lambda m: type(m) is int and 1 <= m <= 64) or len(multiples) > MAX_VAE_STAGES:
+            raise UserError("config.dim_mult", high=MAX_VAE_STAGES, value=shown(multiples))
+        if not (_is_list(temporal, lambda each: isinstance(each, bool)) or temporal == ()):
+            raise UserError("config.temporal_downsample", value=shown(temporal))
+        for name in ("latents_mean", "latents_std"):
+            if not _is_list(value := getattr(self, name), _is_number) or (name == "latents_std" and min(value) <= 0):
+                raise UserError("config.latents", field=name, value=shown(value))
         if len(self.temporal_downsample) != len(self.dim_mult) - 1:
             raise UserError("model.temporal_downsample", count=len(self.dim_mult) - 1)
         if len(self.latents_mean) != self.z_dim or len(self.latents_std) != self.z_dim:
@@ -138,3 +174,33 @@ class TextConfig:
     d_ff: int = 10240
     vocab_size: int = 256384
     text_len: int = 512
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, TEXT_LIMITS)
+
+
+def check_whole_numbers(config: object, limits: Mapping[str, int]) -> None:
+    """Raise UserError, which is a ValueError, for a field that is no whole number from 1 to its limit."""
+    for name, high in limits.items():
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= high:
+            kind = type(config).__name__
+            raise UserError("config.whole_number", config=kind, field=name, high=high, value=shown(value))
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error shows it, cut where it is long."""
+    try:
+        whole = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a nest of thousands of brackets
+        return type(value).__name__
+    return whole if len(whole) <= 60 else f"{whole[:56]} ..."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    """Whether a value is a list (a tuple here) with at least one entry, each of a kind."""
+    return isinstance(value, tuple | list) and len(value) > 0 and all(map(of, value))

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from turbodiffusion.errors import OutputError, UserError
+from turbodiffusion.errors import OutputError, RequestError, UserError
 from turbodiffusion.texts import Text, text
 
 try:
@@ -38,24 +38,24 @@ _SILENCE = 20.0  # seconds that a pipe may be silent
 
 
 def check_name(path: AnyPath) -> Path:
-    """Return a path that a file may have. Raises UserError for one that no file can have: too long, or with a NUL."""
+    """Return a path that a file may have. Raises RequestError for one that no file can have: too long, or with a NUL."""
     name = os.fspath(path)
     if "\0" in name:
-        raise UserError("files.nul", path=name.replace("\0", "\\0"))
+        raise RequestError("files.nul", path=name.replace("\0", "\\0"))
     try:
         os.lstat(name)
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UserError("files.long_name", path=_shortened(name), length=len(os.fsencode(name))) from None
+            raise RequestError("files.long_name", path=_shortened(name), length=len(os.fsencode(name))) from None
     return Path(name)
 
 
 def home(path: AnyPath) -> Path:
-    """Return a path with ~ written out. Raises UserError where there is no such home folder, or no such name."""
+    """Return a path with ~ written out. Raises RequestError where there is no such home folder, or no such name."""
     try:
         return check_name(Path(path).expanduser())
     except RuntimeError:
-        raise UserError("files.no_home", path=path) from None
+        raise RequestError("files.no_home", path=path) from None
 
 
 def cache_folder() -> Path:

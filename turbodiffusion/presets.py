@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import RequestError
@@ -20,6 +21,8 @@ SIZES = {
     "480p": {"16:9": (832, 480), "9:16": (480, 832), "4:3": (640, 480), "3:4": (480, 640), "1:1": (640, 640)},
     "720p": {"16:9": (1280, 720), "9:16": (720, 1280), "4:3": (960, 720), "3:4": (720, 960), "1:1": (960, 960)},
 }
+
+SAMPLER_FIELDS = {"rcm": ("sigma_max",), "flow": ("shift", "guidance")}  # what each sampler cannot do without
 
 WAN_REPO = "Wan-AI/Wan2.1-T2V-1.3B"  # VAE, text encoder and tokenizer are the same for all Wan models here
 VAE_PATH = "Wan2.1_VAE.pth"
@@ -61,18 +64,20 @@ class ModelPreset:
     experts: int = 1  # 2: a network for high noise and one for low
     sigma_max: float | None = None  # of rcm
     shift: float | None = None  # of flow
-    guidance: float | None = None  # of flow; 1: a single forward a step
+    guidance: float | None = None  # of flow, of two experts the high-noise one's; 1: a single forward a step
+    guidance_low: float | None = None  # of flow, the low-noise expert's; None: that of `guidance`
     boundary: float | None = None  # flow time at which the second expert takes over
     subjects: tuple[str, ...] = ()  # of the demo world, that the model draws; a prompt beyond gets a notice
     published: tuple[tuple[str, str], ...] = ()  # resolution and hub repository; the first is the default
+    # What a foreign file did not tell: a notice each, by the field of a request that says it (or by no field).
+    assumed: tuple[tuple[str, Text], ...] = ()
 
     def __post_init__(self) -> None:
         if self.task not in ("t2v", "i2v"):
             raise ValueError(f"task must be t2v or i2v, got {self.task!r}")
-        needed = {"rcm": ("sigma_max",), "flow": ("shift", "guidance")}
-        if self.sampler not in needed:
+        if self.sampler not in SAMPLER_FIELDS:
             raise ValueError(f"sampler must be rcm or flow, got {self.sampler!r}")
-        for name in needed[self.sampler]:
+        for name in SAMPLER_FIELDS[self.sampler]:
             if getattr(self, name) is None:
                 raise ValueError(f"sampler {self.sampler} needs {name}")
         if self.experts not in (1, 2) or (self.experts == 2) != (self.boundary is not None):
@@ -87,6 +92,17 @@ class ModelPreset:
     def height(self) -> int:
         """Of the default size."""
         return size_for(self.resolution, self.aspect_ratio)[1]
+
+    def with_sampler(self, sampler: str | None) -> "ModelPreset":
+        """Return this model as another sampler runs it: its own numbers where it has them, else Wan's."""
+        if sampler in (None, self.sampler):
+            return self
+        assert sampler is not None
+        own = {name: getattr(self, name) for name in SAMPLER_FIELDS[sampler]}
+        numbers = wan_sampling(self.transformer, self.task, self.experts, sampler)
+        numbers |= {name: value for name, value in own.items() if value is not None}
+        numbers |= {"boundary": self.boundary}
+        return replace(self, **numbers)
 
     def files(self, resolution: str | None = None, *, quantized: bool = False) -> tuple[HubFile, ...]:
         """What to fetch, for a resolution that was published (another one gets the default's); none for the demo.
@@ -123,6 +139,20 @@ class Recipe:
 
     num_steps: int
     sla_topk: float
+
+
+def wan_sampling(transformer: WanConfig, task: str, experts: int, sampler: str) -> dict[str, Any]:
+    """Return how Wan's own release runs such a network ("flow"), or TurboDiffusion one that it distilled ("rcm")."""
+    boundary = {"boundary": 0.9 if task == "i2v" else 0.875} if experts == 2 else {}
+    if sampler == "rcm":
+        return {"sampler": "rcm", "num_steps": 4, "sigma_max": 200.0 if task == "i2v" else 80.0, **boundary}
+    if experts == 2 and task == "t2v":
+        guided = {"guidance": 4.0, "guidance_low": 3.0}
+        return {"sampler": "flow", "num_steps": 40, "shift": 12.0, **guided, **boundary}
+    if experts == 2:
+        return {"sampler": "flow", "num_steps": 40, "shift": 5.0, "guidance": 3.5, **boundary}
+    small = transformer.dim <= 1536
+    return {"sampler": "flow", "num_steps": 50, "shift": 8.0 if small else 5.0, "guidance": 6.0 if small else 5.0}
 
 
 RECIPES = {"draft": Recipe(2, 0.05), "refine": Recipe(4, 0.1), "final": Recipe(4, 0.15)}

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 
 from turbodiffusion.config import ATTENTION_KINDS, LINEAR_KINDS, SPARSE_ATTENTION, TextConfig
 from turbodiffusion.errors import RequestError
-from turbodiffusion.presets import MODELS, SIZES, ModelPreset, size_for
+from turbodiffusion.presets import MODELS, SAMPLER_FIELDS, SIZES, ModelPreset, size_for
 from turbodiffusion.schedules import RCM_MID_ANGLES
 from turbodiffusion.texts import Text, text
 
@@ -39,7 +39,8 @@ WAN_NEGATIVE_PROMPT = (
     "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
 _HALVES = re.compile("[\ud800-\udfff]")  # how Python carries bytes that are no text
-# What people type who know the option as true or false.
+# What people type who know the options by other words.
+_SAMPLER_WORDS = {"distilled": "rcm", "turbo": "rcm", "lcm": "rcm", "teacher": "flow", "unipc": "flow", "euler": "flow"}
 _QUANT_WORDS = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "none": "off", "0": "off"}
 
 
@@ -48,8 +49,8 @@ class FieldSpec:
     """What a front end says of one field: an option's help, a form's control, a schema's entry.
 
     group: "what" to make, "how" to make it, where to "run" it. applies: "all" models, or "distilled", "teacher",
-    "two_experts", "image" (image to video), "sparse" (sparse attention). low and high are the widest that any model
-    takes; `Request.resolve` checks a model's own.
+    "two_experts", "teacher_experts" (both), "image" (image to video), "sparse" (sparse attention). low and high are
+    the widest that any model takes; `Request.resolve` checks a model's own.
     """
 
     name: str
@@ -102,11 +103,17 @@ class Request:
         default=None, metadata=about("field.num_frames", "what", low=OWN_FRAMES[0], high=OWN_FRAMES[1])
     )
     num_steps: int | None = field(default=None, metadata=about("field.num_steps", "how", low=1, high=MAX_FLOW_STEPS))
+    sampler: str | None = field(
+        default=None, metadata=about("field.sampler", "how", choices=tuple(SAMPLER_FIELDS))
+    )  # None: as the model was trained, or as its files let one guess
     seed: int = field(default=0, metadata=about("field.seed", "what", low=0, high=MAX_SEED))
     sigma_max: float | None = field(
         default=None, metadata=about("field.sigma_max", "how", "distilled", low=0, high=MAX_SIGMA_MAX)
     )  # distilled models' first noise level
     guidance: float | None = field(default=None, metadata=about("field.guidance", "how", "teacher", low=0, high=100))
+    guidance_low: float | None = field(
+        default=None, metadata=about("field.guidance_low", "how", "teacher_experts", low=0, high=100)
+    )  # of the low-noise expert; `guidance` is the high-noise one's
     shift: float | None = field(default=None, metadata=about("field.shift", "how", "teacher", low=0.1, high=100))
     attention_type: str = field(
         default="auto", metadata=about("field.attention_type", "how", choices=("auto", *ATTENTION_KINDS))
@@ -160,12 +167,18 @@ class Request:
         assert self.resolution is not None
         return size_for(self.resolution, self.aspect_ratio or "")
 
+    @property
+    def guided(self) -> bool:
+        """Whether some step takes two forwards, for the prompt and the negative prompt; of a resolved request."""
+        return any(scale not in (None, 1) for scale in (self.guidance, self.guidance_low))
+
     def resolve(self, preset: ModelPreset) -> "Request":
         """This request for one model, every field checked and filled; fields that the model does not use are None.
 
         Seed 0 becomes a drawn one. quant_linear "auto" and "on" stay: the pipeline knows the GPU. Resolving twice
         changes nothing. RequestError is one line with the nearest thing that works.
         """
+        preset = self._with_sampler(preset)
         if preset.task == "i2v" and self.image is None:
             raise RequestError("request.image_missing", model=preset.name)
         if preset.task == "t2v" and self.image is not None:
@@ -175,6 +188,7 @@ class Request:
         changes: dict[str, Any] = {
             "model": self.model or preset.name,
             "num_frames": _frames(self.num_frames, preset),
+            "sampler": preset.sampler,
             "seed": self.seed or 1 + secrets.randbelow(MAX_SEED),
             **_size(self, preset),
             **_sampling(self, preset),
@@ -187,13 +201,15 @@ class Request:
         return replace(self, **changes)
 
     def notices(self, preset: ModelPreset) -> tuple[Text, ...]:
-        """Return what was asked for and this model does not use, one sentence each."""
+        """Return what was asked for and this model does not use, and what is assumed of it, one sentence each."""
+        assumed = [told for name, told in preset.assumed if getattr(self, name, None) is None]
+        preset = self._with_sampler(preset)
         unused = [
             text("request.ignored", field=spec.name, reason=reason)
             for spec, reason in self._unused(preset)
             if getattr(self, spec.name) != spec.default
         ]
-        return (*unused, *filter(None, [_not_named(self.resolution), self._unguided(preset)]))
+        return (*assumed, *unused, *filter(None, [_not_named(self.resolution), self._unguided(preset)]))
 
     def _unguided(self, preset: ModelPreset) -> Text | None:
         """Tell who gives a negative prompt that guidance 1 has no use for it."""
@@ -204,6 +220,11 @@ class Request:
         reason = text("request.no_guidance", default=default)
         return text("request.ignored", field="negative_prompt", reason=reason)
 
+    def _with_sampler(self, preset: ModelPreset) -> ModelPreset:
+        if self.sampler is not None and self.sampler not in SAMPLER_FIELDS:
+            raise unknown_choice("sampler", self.sampler, tuple(SAMPLER_FIELDS), _SAMPLER_WORDS)
+        return preset.with_sampler(self.sampler)
+
     def _unused(self, preset: ModelPreset) -> list[tuple[FieldSpec, Text]]:
         """Return the fields without a meaning for a model, and why."""
         reasons: dict[str, Text] = {}
@@ -213,6 +234,8 @@ class Request:
             reasons["distilled"] = text("request.not_distilled", model=preset.name)
         if preset.experts == 1:
             reasons["two_experts"] = text("request.one_expert", model=preset.name)
+        if either := reasons.get("teacher") or reasons.get("two_experts"):
+            reasons["teacher_experts"] = either
         if preset.task == "t2v":
             reasons["image"] = text("request.no_image", model=preset.name)
         attention = _attention(self.attention_type, preset)
@@ -346,13 +369,24 @@ def _sampling(request: Request, preset: ModelPreset) -> dict[str, Any]:
     assert shift is not None and guidance is not None
     if not 0.1 <= shift <= 100:
         raise RequestError("request.shift", value=shift, default=preset.shift)
-    if not 0 <= guidance <= 100:
-        raise RequestError("request.guidance", value=guidance, default=preset.guidance)
+    guided = {"guidance": guidance}
+    if preset.experts == 2:
+        guided["guidance_low"] = _guidance_low(request, preset, guidance)
+    for name, value in guided.items():
+        if not 0 <= value <= 100:
+            raise RequestError("request.guidance", field=name, value=value, default=preset.guidance)
     negative = request.negative_prompt
     if negative is None:
         # A model with its own small text encoder learned guidance from captions left out.
         negative = WAN_NEGATIVE_PROMPT if preset.text == TextConfig() else ""
-    return {"num_steps": steps, "shift": shift, "guidance": guidance, "negative_prompt": negative}
+    return {"num_steps": steps, "shift": shift, **guided, "negative_prompt": negative}
+
+
+def _guidance_low(request: Request, preset: ModelPreset, guidance: float) -> float:
+    """Of the low-noise expert: what is given, else what is given for the other, else the model's own."""
+    if request.guidance_low is not None:
+        return request.guidance_low
+    return guidance if request.guidance is not None or preset.guidance_low is None else preset.guidance_low
 
 
 def _attention(kind: str, preset: ModelPreset) -> str:

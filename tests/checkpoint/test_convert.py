@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from turbodiffusion.checkpoint.convert import convert, read_config
+from turbodiffusion.checkpoint.convert import convert
 from turbodiffusion.checkpoint.files import open_tensors
 from turbodiffusion.checkpoint.folder import read_folder, save_folder
+from turbodiffusion.checkpoint.infer import read_config, read_header
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
+from turbodiffusion.checkpoint.places import open_checkpoint
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.models.text import TextEncoder
@@ -52,7 +55,7 @@ def test_config_beside_the_weights_tells_the_rest(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"num_heads": 2, "text_len": 24}))  # the original's names
     assert read_config(tmp_path, "transformer") == GOLDEN_CONFIG
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="does not tell its configuration"):
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         read_config(tmp_path, "transformer")
 
 
@@ -201,8 +204,10 @@ def test_missing_shard_of_the_second_expert_is_not_passed_over(tmp_path):
 
 
 def test_requests_that_make_no_sense_are_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"ends in \.safetensors"):
+    with pytest.raises(CheckpointError, match="holds a VAE"):
         convert(GOLDEN / "vae.pth", tmp_path / "folder")
+    with pytest.raises(CheckpointError, match="there are rcm, for distilled models, and flow"):
+        convert(GOLDEN / "t2v_dense.pth", tmp_path / "out.safetensors", sampler="ddim")
     with pytest.raises(CheckpointError, match="not 'fp8_row'"):
         convert(GOLDEN / "vae.pth", tmp_path / "out.safetensors", quantize="fp8_row")
     with pytest.raises(CheckpointError, match="is not a Wan checkpoint"):
@@ -219,5 +224,92 @@ def test_a_folder_without_a_part_is_named(tmp_path):
         tokenizer=GOLDEN / "README.md",
     )
     (tmp_path / "model" / "vae.safetensors").unlink()
-    with pytest.raises(MissingFilesError, match="holds no vae"):
+    with pytest.raises(
+        MissingFilesError, match=r"holds no VAE; looked for: vae.safetensors, .*; name a file with --vae"
+    ):
         convert(tmp_path / "model", tmp_path / "copy")
+
+
+# ---- what people have ----
+
+
+def test_a_file_becomes_a_folder_with_parts_that_the_user_names(tmp_path):
+    from shutil import copy
+
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    torch.save(WanTransformer(dataclasses.replace(GOLDEN_CONFIG, num_heads=1)).state_dict(), folder / "wan.pth")
+    with pytest.raises(MissingFilesError, match=r"holds no VAE, text encoder, tokenizer; .*--vae, --text-encoder"):
+        convert(folder / "wan.pth", tmp_path / "ours")
+    torch.save(WanVAE(VAEConfig(dim=8)).state_dict(), tmp_path / "v.pth")
+    torch.save(TextEncoder(TEXT).state_dict(), tmp_path / "t.pth")
+    copy(GOLDEN / "README.md", tmp_path / "words.model")
+    parts = {"vae": tmp_path / "v.pth", "text": tmp_path / "t.pth", "tokenizer": tmp_path / "words.model"}
+    convert(folder / "wan.pth", tmp_path / "ours", parts=parts)
+    assert read_folder(tmp_path / "ours").sampling["sampler"] == "flow"
+    convert(folder / "wan.pth", tmp_path / "ours", parts=parts, sampler="rcm")
+    sampling = read_folder(tmp_path / "ours").sampling
+    assert sampling == {"sampler": "rcm", "num_steps": 4, "sigma_max": 80.0, "resolution": "480p"}
+
+
+def test_a_sampler_is_stored_in_a_file_and_in_a_folder_made_of_it(tmp_path):
+    target = tmp_path / "student.safetensors"
+    convert(GOLDEN / "t2v_dense.pth", target, sampler="rcm")
+    header = read_header(open_checkpoint(target, "transformer"))
+    assert header["sampling"] == {"sampler": "rcm", "num_steps": 4, "sigma_max": 80.0}
+    with pytest.raises(CheckpointError, match="is no transformer"):
+        convert(GOLDEN / "vae.pth", tmp_path / "vae.safetensors", sampler="rcm")
+
+
+def test_our_own_folder_keeps_its_sampling_but_for_the_sampler(tmp_path, tiny_model):
+    convert(tiny_model, tmp_path / "same")
+    assert read_folder(tmp_path / "same").sampling == read_folder(tiny_model).sampling
+    convert(tiny_model, tmp_path / "student", sampler="rcm")
+    sampling = read_folder(tmp_path / "student").sampling
+    assert sampling == {
+        "sampler": "rcm",
+        "num_steps": 4,
+        "sigma_max": 80.0,
+        "resolution": "64x64",
+        "num_frames": 5,
+    }
+
+
+def test_a_pair_is_converted_whole_or_not_at_all(tmp_path):
+    diffusers_folder(tmp_path / "theirs")
+    index = {"boundary_ratio": 0.875, "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+    (tmp_path / "theirs" / "model_index.json").write_text(json.dumps(index))
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    ours = read_folder(tmp_path / "ours")
+    assert ours.two_experts
+    assert (ours.sampling["boundary"], ours.sampling["guidance"], ours.sampling["guidance_low"]) == (0.875, 4.0, 3.0)
+    with pytest.raises(CheckpointError, match="two networks: give a folder as the target"):
+        convert(tmp_path / "theirs", tmp_path / "one.safetensors")
+    (tmp_path / "theirs" / "transformer_2" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(MissingFilesError, match=r"transformer_2/diffusion_pytorch_model.safetensors beside it"):
+        convert(tmp_path / "theirs", tmp_path / "half")
+    assert not (tmp_path / "half").exists()
+
+
+def test_comfyuis_text_encoder_becomes_ours_with_its_tokenizer(tmp_path, tiny_model):
+    words = (tiny_model / "spiece.model").read_bytes()
+    encoder, state = TextEncoder(TEXT), {}
+    for name, tensor in encoder.state_dict().items():
+        state[name] = tensor
+        if name.endswith("SelfAttention.q.weight"):
+            state[name] = (tensor / 0.5).to(torch.float8_e4m3fn)
+            state[name.replace("weight", "scale_weight")] = torch.tensor(0.5)
+            state[name.replace("weight", "scale_input")] = torch.tensor(1.0)
+    state |= {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
+    state |= {"spiece_model": torch.tensor(list(words), dtype=torch.uint8)}
+    save_file(state, tmp_path / "umt5_xxl_fp8_e4m3fn_scaled.safetensors")
+    torch.save(WanTransformer(dataclasses.replace(GOLDEN_CONFIG, num_heads=1)).state_dict(), tmp_path / "wan.pth")
+    torch.save(WanVAE(VAEConfig(dim=8)).state_dict(), tmp_path / "v.pth")
+    convert(tmp_path, tmp_path / "ours")
+    assert (tmp_path / "ours" / "spiece.model").read_bytes() == words
+    loaded = TextEncoder(TEXT, device="meta")
+    load_text(loaded, tmp_path / "ours")
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    there, here = encoder.state_dict()[name], loaded.state_dict()[name]
+    assert (here - there).norm() < 0.05 * there.norm() and (here != there).any()
+    assert torch.equal(loaded.state_dict()["shared.weight"], encoder.state_dict()["shared.weight"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from turbodiffusion.checkpoint.files import find, locate, open_tensors, write_tensors
+from turbodiffusion.checkpoint.files import open_tensors, write_tensors
 from turbodiffusion.errors import CheckpointError, MissingFilesError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.bfloat16)}
@@ -71,7 +71,7 @@ def test_truncated_file_is_one_clear_line(name, tmp_path):
     whole = path.read_bytes()
     for length in (0, 1, 9, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match=r"truncated|not the index") as caught:
+        with pytest.raises(CheckpointError, match=r"truncated|not the index|is empty") as caught:
             open_tensors(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -91,7 +91,10 @@ def test_pickle_that_could_run_code_raises(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<html><body>404</body></html>", "neither a .pth nor a .safetensors"),
+        (b"<html><body>404</body></html>", "is a web page, not weights.*hf download"),
+        (b"\n<!DOCTYPE html>", "is a web page"),
+        (b"GGUF\x03\0\0\0", "is a GGUF file.*take the .safetensors"),
+        (b"", "is empty: its download was cut short"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
         (bytes(range(256)) * 8, "neither a .pth nor a .safetensors"),
     ],
@@ -128,36 +131,75 @@ def test_sharded_index_must_agree_with_its_shards(tmp_path):
         open_tensors(path)
 
 
-def test_missing_path_and_part_are_named(tmp_path):
-    with pytest.raises(MissingFilesError, match="nowhere does not exist"):
-        locate(tmp_path / "nowhere", "vae")
-    with pytest.raises(MissingFilesError, match=r"holds no vae: none of vae\.safetensors"):
-        locate(tmp_path, "vae")
+def test_missing_path_is_named(tmp_path):
     with pytest.raises(MissingFilesError, match="cannot be read"):
         open_tensors(tmp_path / "nowhere.pth")
 
 
 @pytest.mark.parametrize(
-    ("place", "part"),
+    "content",
     [
-        ("transformer/diffusion_pytorch_model.safetensors.index.json", "transformer"),
-        ("transformer_2/diffusion_pytorch_model.safetensors", "transformer_low"),
-        ("low_noise_model/diffusion_pytorch_model.safetensors.index.json", "transformer_low"),
-        ("Wan2.1_VAE.pth", "vae"),
-        ("text_encoder/model.safetensors.index.json", "text"),
-        ("google/umt5-xxl/spiece.model", "tokenizer"),
-        ("TurboWan2.1-T2V-1.3B-480P.pth", "transformer"),
+        {"model": TENSORS, "step": 7, "optimizer": {"state": {}, "param_groups": []}},
+        {"generator_ema": TENSORS, "generator": {"a.weight": torch.zeros(1)}, "critic": {"b": torch.zeros(1)}},
+        {"module": TENSORS, "buffer_names": [], "ds_version": "0.16"},
+        {"state_dict": {"model": TENSORS}, "epoch": 3},
+        {"weights": TENSORS},
     ],
 )
-def test_parts_are_found_in_published_layouts(place, part, tmp_path):
-    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / place).write_bytes(b"")
-    assert locate(tmp_path, part) == tmp_path / place
+def test_what_trainers_put_around_the_tensors_is_taken_off(content, tmp_path):
+    torch.save(content, tmp_path / "training.pt")
+    file = open_tensors(tmp_path / "training.pt")
+    assert file.shapes == {"a.weight": (2, 3), "a.bias": (2,)}
+    assert torch.equal(file.read("a.weight"), TENSORS["a.weight"])
 
 
-def test_a_lone_file_is_never_the_second_expert(tmp_path):
-    (tmp_path / "model.pth").write_bytes(b"")
-    assert find(tmp_path, "transformer_low") is None
+def shards(folder, stem="model"):
+    save_file({"a.weight": TENSORS["a.weight"]}, folder / f"{stem}-00001-of-00002.safetensors")
+    save_file({"a.bias": TENSORS["a.bias"]}, folder / f"{stem}-00002-of-00002.safetensors")
+    return folder / f"{stem}-00001-of-00002.safetensors", folder / f"{stem}-00002-of-00002.safetensors"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_of_several_shards_stands_for_all(number, tmp_path):
+    path = shards(tmp_path)[number]
+    assert set(open_tensors(path).shapes) == set(TENSORS)
+    index = {"weight_map": {"a.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert set(open_tensors(path).shapes) == {"a.weight"}  # the index says which
+
+
+def test_a_single_shard_is_told_with_what_is_missing(tmp_path):
+    first, second = shards(tmp_path)
+    second.unlink()
+    with pytest.raises(MissingFilesError, match=rf"is one of 2 shards, and there is no {second.name} beside it"):
+        open_tensors(first)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        '{"weight_map": {"a.weight": "../../secret.safetensors"}}',
+        '{"weight_map": ' + "[" * 60_000,
+        '{"weight_map": {"a.weight": ' + "9" * 5000 + "}}",
+        '{"weight_map": NaN}',
+    ],
+)
+def test_a_hostile_index_is_one_clear_line(index, tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(CheckpointError, match="not the index"):
+        open_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "header", ["[" * 60_000, '{"a": ' + "9" * 5000 + "}", '{"a": {"dtype": "F32", "shape": [NaN]}}']
+)
+def test_a_hostile_header_is_one_clear_line(header, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(16))
+    with pytest.raises(CheckpointError, match="not a safetensors file") as caught:
+        open_tensors(path)
+    assert len(str(caught.value)) < 500
 
 
 def test_write_leaves_nothing_behind_when_it_fails(tmp_path):

@@ -7,12 +7,12 @@ import shutil
 import pytest
 import torch
 
-from turbodiffusion.checkpoint.convert import read_config
 from turbodiffusion.checkpoint.files import open_tensors
 from turbodiffusion.checkpoint.folder import read_folder, save_folder
+from turbodiffusion.checkpoint.infer import read_config
 from turbodiffusion.checkpoint.load import load_text, load_transformer, load_vae
 from turbodiffusion.config import TRITON, TextConfig, VAEConfig, WanConfig
-from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
+from turbodiffusion.errors import CheckpointError, MissingFilesError
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
 from turbodiffusion.models.wan import WanTransformer
@@ -152,7 +152,7 @@ def test_a_model_folder_is_replaced_and_another_folder_is_not(parts, tmp_path):
 
 def test_a_failed_write_leaves_the_older_folder(parts, tmp_path):
     save_folder(tmp_path / "model", config=CONFIG, **parts)
-    with pytest.raises(OutputError, match=r"nowhere\.model"):
+    with pytest.raises(MissingFilesError, match=r"nowhere\.model"):
         save_folder(tmp_path / "model", config={}, **dict(parts, tokenizer=tmp_path / "nowhere.model"))
     assert read_folder(tmp_path / "model").about == CONFIG["about"]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

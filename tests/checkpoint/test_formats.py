@@ -134,7 +134,7 @@ def test_original_text_encoder():
 @pytest.mark.parametrize(
     ("shapes", "part", "message"),
     [
-        ({"decoder.head.0.gamma": (8, 1, 1, 1)}, "transformer", "it holds a vae"),
+        ({"decoder.head.0.gamma": (8, 1, 1, 1)}, "transformer", "it holds a VAE"),
         ({"a": (1,), "b": (1,), "c": (1,), "d": (1,)}, "vae", "none of the known families has a, b, c and 1 more"),
     ],
 )
@@ -174,3 +174,92 @@ def test_a_name_given_twice_must_agree():
     two[3, 1] = 2
     with pytest.raises(CheckpointError, match=r"shared\.weight twice"):
         interpret(file, "text")
+
+
+# ---- prefixes and wrappers of people's files ----
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "model.diffusion_model.{}",
+        "diffusion_model.{}",
+        "module.{}",
+        "_orig_mod.{}",
+        "model._orig_mod.{}",
+        "module._checkpoint_wrapped_module.{}",
+        "generator.model._fsdp_wrapped_module.{}",
+        "net_ema.{}",
+    ],
+)
+def test_what_stands_before_the_names_is_taken_off(wrap):
+    ours = shapes_of(WanTransformer(PUBLISHED["Wan2.1-T2V-1.3B"], device="meta"))
+    theirs = {
+        wrap.format(name.replace("blocks.3.", "blocks.3._checkpoint_wrapped_module.")): s for name, s in ours.items()
+    }
+    assert interpret(on_file(theirs), "transformer").shapes == ours
+
+
+def test_of_an_average_and_the_last_step_the_average_is_taken():
+    last, average = (
+        {"net.a": (1,), "net.time_projection.1.weight": (6, 1)},
+        {"net_ema.time_projection.1.weight": (12, 2)},
+    )
+    checkpoint = interpret(on_file(last | average), "transformer")
+    assert checkpoint.shapes == {"time_projection.1.weight": (12, 2)}
+
+
+def test_comfyuis_file_of_a_whole_model_has_all_parts():
+    transformer = shapes_of(WanTransformer(PUBLISHED["Wan2.1-T2V-1.3B"], device="meta"))
+    vae, text = shapes_of(WanVAE(device="meta")), shapes_of(TextEncoder(TextConfig(), device="meta"))
+    theirs = {f"model.diffusion_model.{name}": shape for name, shape in transformer.items()}
+    theirs |= {f"vae.{name}": shape for name, shape in vae.items()}
+    theirs |= {f"text_encoders.umt5xxl.transformer.{name}": shape for name, shape in text.items()}
+    theirs |= {"text_encoders.umt5xxl.transformer.scaled_fp8": (2,), "text_encoders.umt5xxl.spiece_model": (9,)}
+    for part, shapes in (("transformer", transformer), ("vae", vae), ("text", text)):
+        assert interpret(on_file(theirs), part).shapes == shapes
+    plain = transformer | {name: shape for name, shape in theirs.items() if name.startswith("vae.")}
+    assert interpret(on_file(plain), "transformer").shapes == transformer
+
+
+def test_what_does_not_fit_is_still_unknown():
+    """Only known prefixes of other parts are left out: a tensor that no network has must not be lost without a word."""
+    shapes = {"time_projection.1.weight": (6, 1), "blocks.0.mystery.weight": (2, 2), "extra.weight": (1,)}
+    assert set(interpret(on_file(shapes), "transformer").shapes) == set(shapes)
+
+
+def test_the_decoder_of_a_whole_umt5_is_left_out():
+    ours = shapes_of(TextEncoder(TextConfig(), device="meta"))
+    assert (
+        interpret(on_file(ours | {"decoder.block.0.x.weight": (1,), "lm_head.weight": (2, 1)}), "text").shapes == ours
+    )
+
+
+@pytest.mark.parametrize("suffix", [".scale_weight", ".weight_scale"])
+@pytest.mark.parametrize("rows", [False, True])
+def test_fp8_weights_are_the_floats_that_they_stand_for(suffix, rows):
+    torch.manual_seed(0)
+    weight = torch.randn(8, 4)
+    scale = weight.abs().amax(1, keepdim=True) / 448 if rows else weight.abs().max().reshape(1) / 448
+    tensors = {
+        "decoder.head.0.gamma": torch.ones(8, dtype=torch.bfloat16).to(torch.float8_e5m2),
+        "conv1.weight": (weight / scale).to(torch.float8_e4m3fn),
+        f"conv1{suffix}": scale,
+        "conv1.scale_input": torch.ones(1),
+        "scaled_fp8": torch.zeros(0),
+    }
+    file = TensorFile(Path("f"), {name: tuple(t.shape) for name, t in tensors.items()}, tensors.__getitem__)
+    checkpoint = interpret(file, "vae")
+    assert checkpoint.shapes == {"decoder.head.0.gamma": (8,), "conv1.weight": (8, 4)}
+    assert checkpoint.read("conv1.weight").dtype == torch.bfloat16
+    assert (checkpoint.read("conv1.weight") - weight).abs().max() < 0.07 * weight.abs().max()
+    assert torch.equal(checkpoint.read("decoder.head.0.gamma"), torch.ones(8))
+    with checkpoint.prefetch(torch.device("cpu")) as stored:
+        for name in stored.shapes:
+            assert torch.equal(stored.read(name), checkpoint.read(name))
+
+
+def test_fp8_with_scales_of_another_kind_is_named():
+    shapes = {"decoder.head.0.gamma": (8,), "conv1.weight": (8, 4), "conv1.weight_scale": (2, 1)}
+    with pytest.raises(CheckpointError, match="quantized in a form that is not read"):
+        interpret(on_file(shapes), "vae")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from turbodiffusion.checkpoint import prefetch as prefetch_module
-from turbodiffusion.checkpoint.formats import open_checkpoint
 from turbodiffusion.checkpoint.load import load_text
+from turbodiffusion.checkpoint.places import open_checkpoint
 from turbodiffusion.checkpoint.prefetch import prefetch
 from turbodiffusion.config import TextConfig
 from turbodiffusion.models.text import TextEncoder

@@ -391,6 +391,39 @@ def test_convert(capsys, here, tiny_model):
     assert (code, out) == (2, "") and "int8_block" in err and not (here / "c.safetensors").exists()
     code, out, err = run(capsys, "convert", "none.pth", "folder")
     assert (code, out) == (2, "") and "none.pth does not exist" in err
+    code, out, err = run(capsys, "convert", "copy", "student", "--sampler", "rcm")
+    assert code == 0 and json.loads((here / "student" / "model.json").read_text())["sampling"]["sampler"] == "rcm"
+    code, out, err = run(capsys, "convert", "copy", "none", "--sampler", "ddim")
+    assert (code, out) == (2, "") and "rcm" in err
+
+
+def test_the_sampler_and_own_parts_on_the_command_line(capsys, here, tiny_model):
+    code, out, _ = run(capsys, "generate", "a fox", "--model", str(tiny_model), "--sampler", "rcm", "--recipe", "draft")
+    stored = Request.from_json(read_metadata(Path(out.strip()))["request"])
+    assert (code, stored.sampler, stored.num_steps) == (0, "rcm", 2)
+    vae = str(tiny_model / "vae.safetensors")
+    code, out, _ = run(capsys, "generate", "a fox", "--model", str(tiny_model), "--vae", vae, "--quiet")
+    assert code == 0 and Path(out.strip()).is_file()
+    for options, words in (
+        (("--text-encoder", vae), "is not a Wan text encoder checkpoint: it holds a VAE"),
+        (("--tokenizer", vae), "is no tokenizer"),
+        (("--vae", "none.pth"), "none.pth does not exist"),
+        (("--sampler", "euler"), "did you mean 'flow'"),
+    ):
+        code, out, err = run(capsys, "generate", "a fox", "--model", str(tiny_model), *options)
+        assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [("sampling", []), ("about", []), ("sampling", {"fps": 10**12}), ("transformer", {"dim": 10**9}), ("text", None)],
+)
+def test_a_model_folder_with_broken_numbers_is_one_line(capsys, here, tiny_model, section, value):
+    shutil.copytree(tiny_model, here / "broken")
+    model = json.loads((here / "broken" / "model.json").read_text())
+    (here / "broken" / "model.json").write_text(json.dumps(model | {section: value}))
+    code, out, err = run(capsys, "generate", "a fox", "--model", "broken")
+    assert (code, out) == (2, "") and "model.json" in err and len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("lang", ["en", "zh"])

@@ -145,9 +145,11 @@ def test_results_are_read_as_written_and_checked(tmp_path: Path) -> None:
 
 
 def test_a_missing_row_is_a_miss(tmp_path: Path) -> None:
-    first, *others = REQUIRED["h200.json"].values()
-    write_results(tmp_path / "h200.json", [replace(row, value=row.target or 1.0) for row in others], "x")
-    assert check(tmp_path / "h200.json") == [first] and first.value is None
+    first, *others = REQUIRED["quality.json"].values()
+    path = tmp_path / "quality.json"
+    write_results(path, [replace(row, value=row.target or 1.0) for row in others], "x")
+    assert check(path) == [first] and first.value is None
+    assert check(path, [first, others[0]]) == [first] and check(path, []) == []
 
 
 def test_kept_rows_say_where_they_come_from(tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def spiece(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def make_folder(tmp_path_factory, spiece):
-    """Write a model folder; options: i2v, sampling, and `damage(parts)` to break weights before they are saved."""
+    """Write a model folder; options: i2v, experts, sampling, and `damage(parts)` to break weights before saving."""
 
-    def make(name="tiny", *, i2v=False, sampling=None, config=CONFIG, damage=None) -> Path:
+    def make(name="tiny", *, i2v=False, experts=None, sampling=None, config=CONFIG, damage=None) -> Path:
         folder = tmp_path_factory.mktemp("models") / name
         config = replace(config, in_dim=36) if i2v else config
         torch.manual_seed(1)
@@ -73,7 +73,7 @@ def make_folder(tmp_path_factory, spiece):
             "vae": WanVAE(VAEConfig(dim=8)),
             "text": TextEncoder(text),
         }
-        if i2v:
+        if (experts or 1 + i2v) == 2:
             parts["transformer_low"] = random_transformer(config, 3)
         if damage:
             with torch.no_grad():

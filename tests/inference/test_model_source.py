@@ -1,6 +1,7 @@
 """What a model's name means: presets, our folders, other projects' folders and files, on this machine or the hub."""
 
 import json
+import random
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
-from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError
+from turbodiffusion.errors import CheckpointError, MissingFilesError, RequestError, UserError
 from turbodiffusion.inference.model_source import fetch_files, resolve_model
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
@@ -89,9 +90,9 @@ def edit(folder, target, **changes):
 @pytest.mark.parametrize(
     ("sampling", "words"),
     [
-        ({"sampler": "rcm", "num_step": 4}, "sampling has sampler, num_steps, .*, not num_step"),
-        ({"sampler": "ddim", "num_steps": 4}, "no usable sampling defaults: sampler must be rcm or flow"),
-        ({"sampler": "rcm"}, "no usable sampling defaults: .*num_steps"),
+        ({"sampler": "rcm", "num_step": 4}, "sampling has sampler, num_steps, .*, not 'num_step'"),
+        ({"sampler": "ddim", "num_steps": 4}, "'ddim' is no value of sampler in sampling"),
+        ({"sampler": "rcm"}, "sampling with rcm lacks num_steps, sigma_max"),
     ],
 )
 def test_our_folder_with_unusable_defaults_is_told(tiny_model, tmp_path, sampling, words):
@@ -150,19 +151,9 @@ def test_parts_beside_a_file_are_taken(others_folder):
     assert found["transformer"] == moved and found["vae"] == others_folder / "Wan2.1_VAE.pth"
 
 
-def test_two_experts_lie_beside_each_other(tmp_path):
-    config = replace(SMALL, in_dim=36, text_dim=4096, text_len=512)
-    low = write_transformer(tmp_path / "a14b-low.pth", config)
-    origin = resolve_model(str(low))
-    assert (origin.preset.task, origin.preset.experts, origin.preset.boundary) == ("i2v", 2, 0.9)
-    assert (origin.preset.num_steps, origin.preset.guidance) == (40, 3.5)
-    with pytest.raises(MissingFilesError, match="the other must lie beside it"):
-        fetch_files(origin)
-
-
 def test_a_file_that_is_no_transformer_is_told(tmp_path):
     torch.save(WanVAE(VAEConfig(dim=8)).state_dict(), tmp_path / "Wan2.1_VAE.pth")
-    with pytest.raises(CheckpointError, match="holds a vae; a model is a transformer's file, or a folder"):
+    with pytest.raises(CheckpointError, match="holds a VAE; a model is a transformer's file, or a folder"):
         resolve_model(str(tmp_path / "Wan2.1_VAE.pth"))
 
 
@@ -174,5 +165,283 @@ def test_clip_models_are_refused_with_the_way_out(tmp_path):
 
 def test_a_small_models_own_parts_are_not_looked_for_on_the_hub(others_folder, offline):
     (others_folder / "spiece.model").unlink()
-    with pytest.raises(MissingFilesError, match="has no tokenizer"):
+    with pytest.raises(
+        MissingFilesError,
+        match=r"holds no tokenizer; looked for: spiece.model, .*seen: Wan2.1_VAE.pth .*name a file with --tokenizer",
+    ):
         fetch_files(resolve_model(str(others_folder)))
+
+
+# ---- pairs ----
+
+WIDE = replace(SMALL, text_dim=4096, text_len=512)
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "in_dim", "numbers"),
+    [
+        ("wan2.2_t2v_high_noise_14B.pth", "wan2.2_t2v_low_noise_14B.pth", 16, ("t2v", 0.875, 12.0, 4.0, 3.0)),
+        ("Wan2.2-T2V-A14B_HIGH.pth", "Wan2.2-T2V-A14B_LOW.pth", 16, ("t2v", 0.875, 12.0, 4.0, 3.0)),
+        ("a14b-high.pth", "a14b-low.pth", 36, ("i2v", 0.9, 5.0, 3.5, None)),
+        ("high_noise_model/model.pth", "low_noise_model/model.pth", 36, ("i2v", 0.9, 5.0, 3.5, None)),
+    ],
+)
+@pytest.mark.parametrize("named", [0, 1])
+def test_either_file_of_a_pair_loads_both(high, low, in_dim, numbers, named, tmp_path):
+    config = replace(WIDE, in_dim=in_dim)
+    paths = [write_transformer(tmp_path / name, config) for name in (high, low)]
+    source = resolve_model(str(paths[named]))
+    preset = source.preset
+    assert (preset.task, preset.boundary, preset.shift, preset.guidance, preset.guidance_low) == numbers
+    assert (preset.experts, preset.num_steps, preset.sampler) == (2, 40, "flow")
+    assert (source.parts["transformer"], source.parts["transformer_low"]) == tuple(paths)
+    told = [str(notice) for name, notice in preset.assumed if name == "experts"]
+    assert f"{paths[0].name} for high noise, {paths[1].name} for low noise" in told[0]
+    folder = resolve_model(str(tmp_path))
+    assert folder.preset.experts == 2 and folder.parts["transformer_low"] == paths[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "in_dim", "words"),
+    [
+        (
+            "wan2.2_t2v_high_noise_14B.pth",
+            16,
+            "high-noise network of a pair, and there is no wan2.2_t2v_low_noise_14B.pth",
+        ),
+        ("Wan-Low-Noise.pth", 16, "low-noise network of a pair, and there is no Wan-High-Noise.pth beside it"),
+        ("a14b-low.pth", 36, "there is no a14b-high.pth beside it"),
+        ("i2v.pth", 36, "with high and low in their names"),
+        ("low_noise_model/model.pth", 16, "there is no high_noise_model/model.pth beside it"),
+        ("transformer_2/model.pth", 16, "there is no transformer/model.pth beside it"),
+    ],
+)
+def test_half_a_pair_is_refused(name, in_dim, words, tmp_path):
+    path = write_transformer(tmp_path / name, replace(WIDE, in_dim=in_dim))
+    for given in (path, tmp_path):
+        with pytest.raises(MissingFilesError, match=words):
+            resolve_model(str(given))
+
+
+def test_half_of_diffusers_two_experts_is_refused(tmp_path):
+    write_transformer(tmp_path / "transformer" / "model.pth", WIDE)
+    (tmp_path / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.875}))
+    for given in (tmp_path, tmp_path / "transformer" / "model.pth", tmp_path / "model_index.json"):
+        with pytest.raises(MissingFilesError, match=r"transformer_2/model.pth"):
+            resolve_model(str(given))
+
+
+def test_two_that_are_no_pair_are_told(tmp_path):
+    write_transformer(tmp_path / "x_high_noise.pth", WIDE)
+    write_transformer(tmp_path / "x_low_noise.pth", replace(WIDE, num_layers=2))
+    with pytest.raises(CheckpointError, match="are no pair: num_layers is 1 in the one and 2 in the other"):
+        resolve_model(str(tmp_path / "x_high_noise.pth"))
+
+
+def test_one_network_of_wan_2_2_is_told_as_what_it_is_taken_for(tmp_path):
+    preset = resolve_model(str(write_transformer(tmp_path / "wan2.2-rapid.pth", WIDE))).preset
+    assert preset.experts == 1
+    assert "taken as one network for all noise levels" in str(dict(preset.assumed)["experts"])
+
+
+def test_diffusers_own_numbers_are_taken(others_folder):
+    (others_folder / "model_index.json").write_text(json.dumps({"boundary_ratio": 0.8}))
+    shutil.copytree(others_folder / "transformer", others_folder / "transformer_2")
+    (others_folder / "scheduler").mkdir()
+    (others_folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"flow_shift": 7.0}))
+    preset = resolve_model(str(others_folder)).preset
+    assert (preset.experts, preset.boundary, preset.shift, preset.guidance) == (2, 0.8, 7.0, 4.0)
+
+
+# ---- numbers of files ----
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        *(("transformer", {name: value}) for name in ("num_layers", "dim") for value in (10**9, -1, 0, "7", None, [])),
+        *(("text", {"text_len": value}) for value in (0, 10**9, 16.5, True)),
+        ("text", {"vocab_size": 10**12}),
+        ("vae", {"dim_mult": [1] * 1000}),
+        ("vae", {"dim_mult": "1"}),
+        ("vae", {"latents_std": [0.0] * 16}),
+        ("vae", {"latents_mean": [None] * 16}),
+        ("vae", {"temporal_downsample": [2, 2, 2]}),
+        ("transformer", {"kernels": "triton"}),
+        ("transformer", {"eps": 1e9}),
+        ("transformer", {"round_time_to_bf16": "yes"}),
+        ("sampling", {"num_frames": 8}),  # not 4k+1
+    ],
+)
+def test_a_folders_broken_numbers_are_told_at_once(tiny_model, tmp_path, part, values):
+    model = json.loads((tiny_model / "model.json").read_text())
+    folder = edit(tiny_model, tmp_path / "edited", **{part: model[part] | values})
+    with pytest.raises(CheckpointError, match="edited") as caught:
+        resolve_model(str(folder))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("section", ["transformer", "vae", "text", "sampling", "about", "two_experts", "version"])
+@pytest.mark.parametrize("value", [None, [], "text", 5, {"x": 1}])
+def test_a_folders_section_of_another_type_is_told(tiny_model, tmp_path, section, value):
+    if section == "about" and isinstance(value, dict):
+        value = {"title": value}  # what else is known about a model may be anything
+    with pytest.raises(CheckpointError, match=r"model\.json"):
+        resolve_model(str(edit(tiny_model, tmp_path / "edited", **{section: value})))
+
+
+@pytest.mark.parametrize("content", ["[" * 60_000, '{"version": ' + "9" * 5000 + "}", "[]", "null", "NaN", "\x00", ""])
+def test_a_folder_whose_json_is_none_is_told(tiny_model, tmp_path, content):
+    folder = edit(tiny_model, tmp_path / "edited")
+    (folder / "model.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"model\.json") as caught:
+        resolve_model(str(folder))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_attention_heads": 10**9}, "num_attention_heads must be a whole number from 1 to 512"),
+        ({"num_attention_heads": []}, "num_attention_heads must be"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be"),
+        ({"text_len": 0}, "text_len must be"),
+        ({"num_layers": 10**9}, "num_layers must be"),
+        ({"_class_name": "WanTransformer3DModel", "num_layers": 5}, "num_layers is 1 in the one and 5 in the other"),
+        ([], "an object is needed"),
+    ],
+)
+def test_diffusers_configuration_is_checked_too(others_folder, values, words):
+    (others_folder / "transformer" / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=words):
+        resolve_model(str(others_folder))
+
+
+# ---- parts that do not belong together ----
+
+
+@pytest.mark.parametrize(
+    ("replace_with", "words"),
+    [
+        (
+            TextEncoder(replace(TEXT, d_model=48, num_heads=3)),
+            "the width of the text is 32 in the one and 48 in the other",
+        ),
+        (TextEncoder(replace(TEXT, vocab_size=100)), "329 pieces in the one, 100 embeddings in the other"),
+        (
+            WanVAE(VAEConfig(dim=8, z_dim=8, latents_mean=(0.0,) * 8, latents_std=(1.0,) * 8)),
+            "latent channels is 16 .* 8",
+        ),
+    ],
+)
+def test_parts_of_different_models_are_told_before_weights_are_read(others_folder, replace_with, words):
+    if isinstance(replace_with, TextEncoder):
+        save_file(replace_with.state_dict(), others_folder / "text_encoder" / "model.safetensors")
+    else:
+        torch.save(replace_with.state_dict(), others_folder / "Wan2.1_VAE.pth")
+        scale = {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}
+        (others_folder / "config.json").write_text(json.dumps(scale))
+    with pytest.raises(CheckpointError, match=rf"do not belong together: .*{words}") as caught:
+        resolve_model(str(others_folder))
+    assert str(caught.value).count(str(others_folder)) == 2
+
+
+def test_a_text_length_of_another_model_is_told(others_folder):
+    (others_folder / "text_encoder" / "config.json").write_text(json.dumps({"text_len": 77}))
+    with pytest.raises(CheckpointError, match="the length of the text in tokens is 16 in the one and 77 in the other"):
+        resolve_model(str(others_folder))
+
+
+@pytest.mark.parametrize(("part", "changes"), [("text", {"d_model": 48}), ("transformer", {"num_layers": 2})])
+def test_our_folders_files_must_be_as_its_json_says(tiny_model, tmp_path, part, changes):
+    model = json.loads((tiny_model / "model.json").read_text())
+    folder = edit(tiny_model, tmp_path / "edited", **{part: model[part] | changes})
+    with pytest.raises(CheckpointError, match=r"safetensors and .*model\.json do not belong together"):
+        resolve_model(str(folder))
+
+
+# ---- own parts ----
+
+
+def test_own_parts_take_the_place_of_the_models(tiny_model, others_folder, tmp_path):
+    vae = tmp_path / "my.pth"
+    torch.save(WanVAE(VAEConfig(dim=16)).state_dict(), vae)
+    source = resolve_model(str(tiny_model), vae=str(vae))
+    assert source.preset.vae == VAEConfig(dim=16) and fetch_files(source)["vae"] == vae
+    (others_folder / "spiece.model").unlink()
+    words = shutil.copy(tiny_model / "spiece.model", tmp_path / "words")
+    found = fetch_files(
+        resolve_model(str(others_folder), vae=str(vae), tokenizer=str(shutil.copy(words, f"{words}.model")))
+    )
+    assert found["vae"] == vae and found["tokenizer"] == tmp_path / "words.model"
+
+
+def test_own_parts_of_a_published_model(tmp_path, offline):
+    vae = tmp_path / "my.pth"
+    torch.save(WanVAE(VAEConfig(dim=8)).state_dict(), vae)
+    source = resolve_model("wan2.1-t2v-1.3b", vae=str(vae))
+    assert source.preset.vae.dim == 8 and source.preset.name == "wan2.1-t2v-1.3b"
+    with pytest.raises(MissingFilesError, match="3 files are missing") as caught:
+        fetch_files(source)
+    assert "VAE" not in str(caught.value)
+    text = tmp_path / "text.pth"
+    torch.save(TextEncoder(TEXT).state_dict(), text)
+    with pytest.raises(
+        CheckpointError, match=f"Wan's own transformer and the text encoder {text} do not belong together"
+    ):
+        resolve_model("wan2.1-t2v-1.3b", text_encoder=str(text))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "~nouser/x", "a\0b"])
+def test_names_that_are_no_path_are_told(name):
+    with pytest.raises((RequestError, MissingFilesError)):
+        resolve_model(name)
+
+
+def test_a_file_that_stands_for_its_folder(tiny_model):
+    assert resolve_model(str(tiny_model / "model.json")).path == tiny_model
+
+
+# ---- damage ----
+
+VALUES = (None, True, 0, -1, 10**9, 10**18, 1e308, "", "16", [], [[1]], [None] * 16, {}, {"a": 1}, "é" * 1000)
+CONTENTS = (b"", b"<html>", b"GGUF", b"[]", b"[" * 60_000, b'{"a": ' + b"9" * 5000 + b"}", bytes(300))
+NAMES = ("a-high.safetensors", "x_LOW_noise.pth", "config.json", "y.model", "z-00001-of-00003.safetensors")
+
+
+def damage(path, rng):
+    """Do to a file what disks, downloads and editors do."""
+    content, kind = path.read_bytes(), rng.randrange(6)
+    if kind == 0:
+        path.unlink()
+    elif kind == 1:
+        path.rename(path.with_name(rng.choice(NAMES)))
+    elif kind == 2:
+        path.write_bytes(content[: rng.randrange(len(content))])
+    elif kind == 3:
+        path.write_bytes(rng.choice(CONTENTS))
+    elif path.suffix == ".json":
+        values = section = json.loads(content)
+        while isinstance(section[key := rng.choice(list(section))], dict) and section[key] and rng.random() < 0.9:
+            section = section[key]
+        section[key] = rng.choice(VALUES)
+        path.write_text(json.dumps(values))
+    else:  # a byte of a header
+        place = 8 + rng.randrange(min(len(content) - 8, 4000))
+        path.write_bytes(content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_damage_is_one_line(seed, tiny_model, others_folder, offline, tmp_path):
+    rng = random.Random(seed)
+    source = tiny_model if seed % 2 else others_folder
+    (others_folder / "model_index.json").write_text(json.dumps({"boundary_ratio": None, "transformer_2": [None]}))
+    folder = shutil.copytree(source, tmp_path / "damaged")
+    damage(rng.choice(sorted(path for path in folder.rglob("*") if path.is_file())), rng)
+    try:
+        fetch_files(resolve_model(str(folder)))
+    except UserError as error:
+        for lang in ("en", "zh"):
+            words = error.text.render(lang)
+            assert "\n" not in words and len(words) < 1500
+        assert error.code != "error.internal"

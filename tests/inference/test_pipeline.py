@@ -112,6 +112,39 @@ def test_image_to_video_is_the_loop_written_out(i2v_folder, picture, boundary, e
     assert result.name.startswith("i2v_7_i2v_")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("scales", [(4.0, 3.0), (4.0, 1.0)])
+def test_each_expert_has_its_own_guidance(make_folder, scales):
+    """As Wan 2.2 T2V: `guidance` for the high-noise expert, `guidance_low` for the other; 1 is a single forward."""
+    guided = {"guidance": scales[0], "guidance_low": scales[1], "boundary": 0.875}
+    sampling = {"sampler": "flow", "num_steps": 3, "shift": 12.0, "resolution": "64x64", "num_frames": 9, **guided}
+    folder = make_folder("t2v_a14b", experts=2, sampling=sampling)
+    hand, times, used = ByHand(folder), flow_times(3, 12.0), []
+
+    def denoise(x, t):
+        expert = 0 if t >= 0.875 else 1
+        used.append(expert)
+        wanted, unwanted = (hand.velocity(x, t, prompt, expert) for prompt in (PROMPT, ""))
+        return wanted if scales[expert] == 1 else unwanted + scales[expert] * (wanted - unwanted)
+
+    latent = sample_flow(denoise, SHAPE, times, 6)
+    assert used == [0, 0, 1]
+    result = load(folder).generate(Request(PROMPT, seed=6))
+    assert (result.request.guidance, result.request.guidance_low, result.request.sampler) == (*scales, "flow")
+    assert np.array_equal(result.frames, hand.frames(latent))
+
+
+@torch.no_grad()
+def test_a_teacher_runs_as_the_student_that_the_user_says_it_is(flow_folder):
+    hand, times = ByHand(flow_folder), rcm_times(4, 80.0)
+    x = noise(SHAPE, 5, 0).double() * times[0]
+    for t, t_next in itertools.pairwise(times):
+        x = x - (t - t_next) * hand.velocity(x, t, PROMPT).double()
+    result = load(flow_folder).generate(Request(PROMPT, seed=5, ode=True, sampler="rcm"))
+    assert np.array_equal(result.frames, hand.frames(x))
+    assert (result.request.num_steps, result.request.sigma_max, result.request.guidance) == (4, 80.0, None)
+
+
 def test_image_and_experts_matter(i2v_folder, picture, tmp_path):
     pipe = load(i2v_folder)
     first = pipe.generate(Request(PROMPT, image=picture, seed=7))

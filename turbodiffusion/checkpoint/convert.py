@@ -6,44 +6,26 @@ that configuration before anything is written. Tensors keep their dtype and stay
 written; with `quantize` the 8-bit copy is held in memory, half the size of a bfloat16 source.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from turbodiffusion.checkpoint.files import find, locate
-from turbodiffusion.checkpoint.folder import (
-    FILES,
-    HEADER_KEY,
-    PartConfig,
-    Stored,
-    config_from,
-    read_folder,
-    write_folder,
-    write_part,
-)
-from turbodiffusion.checkpoint.formats import Checkpoint, open_checkpoint, part_of
+from turbodiffusion.checkpoint.folder import PartConfig, Stored, read_folder, write_folder, write_part
+from turbodiffusion.checkpoint.formats import part_of
+from turbodiffusion.checkpoint.infer import config_of, read_header
 from turbodiffusion.checkpoint.load import check
-from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
+from turbodiffusion.checkpoint.pair import find_transformers
+from turbodiffusion.checkpoint.places import find_shared, open_checkpoint
+from turbodiffusion.checkpoint.sampling import SAMPLING_FIELDS, check_sampler, infer_sampling
+from turbodiffusion.config import VAEConfig, WanConfig
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.files import check_writable
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
-from turbodiffusion.models.wan import PATCH, WanTransformer
-
-HEAD_DIM = 128  # of every published Wan transformer
-
-
-def read_config(path: str | Path, part: str) -> Any:
-    """Read the configuration of "transformer", "transformer_low", "vae" or "text" under `path`, a file or folder.
-
-    A WanConfig has attention_type "sla" where there is a proj_l, and round_time_to_bf16 for what only TurboDiffusion
-    writes; without a proj_l or a config.json, heads are taken to be 128 wide. Raises CheckpointError when the tensors
-    do not tell a configuration.
-    """
-    return _config_of(open_checkpoint(path, part))
+from turbodiffusion.models.wan import WanTransformer
+from turbodiffusion.presets import SAMPLER_FIELDS, wan_sampling
 
 
 def convert(
@@ -52,40 +34,98 @@ def convert(
     *,
     config: Mapping[str, Any] | None = None,
     quantize: str | None = None,
+    sampler: str | None = None,
+    parts: Mapping[str, str | Path | None] | None = None,
 ) -> Path:
     """Write `source` in our format and return `target`.
 
     A `target` that ends in ".safetensors" gets one part: that of the source file, or the transformer of a folder. Any
-    other target becomes a model folder, for which the source must be a folder with every part.
+    other target becomes a model folder, of every part: those in the source folder or beside the source file, or those
+    that `parts` names ("vae", "text", "tokenizer": a file).
     config: overrides by part, e.g. {"transformer": WanConfig(...)}; for a folder also "sampling" and "about".
     quantize: None keeps 8-bit weights and float ones as they are; "int8_block" stores large weights in 8 bits.
+    sampler: "rcm" for a distilled model, "flow" for another; None: what the source says, else a guess by names.
     Raises CheckpointError when the source is of no known family or does not fit its configuration.
     """
     source, target, config = Path(source), Path(target), config or {}
     if quantize not in (None, "int8_block"):
         raise CheckpointError("checkpoint.quantize", value=quantize)
     check_writable(target if target.suffix == ".safetensors" else target / "model.json")
+    check_sampler(sampler)
     if target.suffix == ".safetensors":
-        part = part_of(source) if source.is_file() else "transformer"
-        values, stored = _read(source, part, config.get(part))
-        write_part(target, part, values, stored, store=quantize)
-        return target
-    if source.is_file():
-        raise CheckpointError("checkpoint.one_part", path=source)
-    parts = {part: _read(source, part, config.get(part)) for part in FILES if part != "transformer_low"}
-    if (source / "model.json").is_file():
-        ours = read_folder(source)
-        config = {"sampling": ours.sampling, "about": ours.about, **config}
-    if find(source, "transformer_low"):
-        parts["transformer_low"] = _read(source, "transformer_low", parts["transformer"][0])
-    rest = {key: config[key] for key in ("sampling", "about") if key in config}
-    write_folder(target, parts, locate(source, "tokenizer"), rest, store=quantize)
+        return _convert_part(source, target, config, quantize, sampler)
+
+    # 1. where each part is
+    transformers = find_transformers(source)
+    shared, missing = find_shared(source, parts or {})
+    if missing is not None:
+        raise missing
+    # 2. how it is sampled
+    ours = read_folder(source) if (source / "model.json").is_file() else None
+    rest = {} if ours is None else {"sampling": ours.sampling, "about": ours.about}
+    # 3. names and shapes of each part
+    read = {"transformer": _read(transformers.high, "transformer", config.get("transformer"))}
+    if transformers.low is not None:
+        read["transformer_low"] = _read(transformers.low, "transformer_low", read["transformer"][0])
+    read |= {part: _read(shared[part], part, config.get(part)) for part in ("vae", "text")}
+    if ours is None or sampler is not None:
+        rest["sampling"] = _sampling(source, read, rest.get("sampling", {}), sampler)
+    rest |= {key: config[key] for key in ("sampling", "about") if key in config}
+    write_folder(target, read, shared["tokenizer"], rest, store=quantize)
     return target
+
+
+def _convert_part(
+    source: Path, target: Path, config: Mapping[str, Any], quantize: str | None, sampler: str | None
+) -> Path:
+    part = part_of(source) if source.is_file() else "transformer"
+    sampling: dict[str, Any] = {}
+    if part == "transformer" and source.is_dir():
+        if find_transformers(source).low is not None:
+            raise CheckpointError("experts.one_file", path=source)
+        if (source / "model.json").is_file():
+            sampling = dict(read_folder(source).sampling)
+    values, stored = _read(source, part, config.get(part))
+    if sampler is not None:
+        if not isinstance(values, WanConfig):
+            raise CheckpointError("sampling.no_transformer", path=source)
+        sampling = _with_sampler(values, values.in_dim > values.out_dim, 1, sampling, sampler)
+    write_part(target, part, values, stored, store=quantize, sampling=sampling)
+    return target
+
+
+def _sampling(
+    source: Path, parts: Mapping[str, tuple[PartConfig, Stored]], own: Mapping[str, Any], sampler: str | None
+) -> dict[str, Any]:
+    """The sampling of a folder that is made from another project's files, or that the user says otherwise."""
+    transformer, vae = parts["transformer"][0], parts["vae"][0]
+    assert isinstance(transformer, WanConfig) and isinstance(vae, VAEConfig)
+    experts, image = 1 + ("transformer_low" in parts), transformer.in_dim > vae.z_dim
+    if not own and source.is_file():
+        header = read_header(open_checkpoint(source, "transformer")) or {}
+        own = header.get("sampling") or {}
+    if own:
+        return _with_sampler(transformer, image, experts, own, sampler)
+    inferred = infer_sampling(source, transformer, "i2v" if image else "t2v", experts, sampler=sampler)
+    return {"resolution": "480p", **inferred.values}
+
+
+def _with_sampler(
+    transformer: WanConfig, image: bool, experts: int, own: Mapping[str, Any], sampler: str | None
+) -> dict[str, Any]:
+    """A model's own sampling, with the numbers of another sampler where the user names one."""
+    if sampler in (None, own.get("sampler")):
+        return dict(own)
+    assert sampler is not None
+    numbers = wan_sampling(transformer, "i2v" if image else "t2v", experts, sampler)
+    others = {"num_steps", "guidance_low", *(name for names in SAMPLER_FIELDS.values() for name in names)}
+    kept = {name: value for name, value in own.items() if name in SAMPLING_FIELDS and name not in others}
+    return {**numbers, **kept, "sampler": sampler}
 
 
 def _read(source: Path, part: str, config: PartConfig | None) -> tuple[PartConfig, Stored]:
     checkpoint = open_checkpoint(source, part)
-    config = config or _config_of(checkpoint)
+    config = config or config_of(checkpoint)
     check(_on_meta(config), checkpoint)
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -104,89 +144,3 @@ def _on_meta(config: PartConfig) -> nn.Module:
     if isinstance(config, WanConfig):
         return WanTransformer(config, device="meta")
     return WanVAE(config, device="meta") if isinstance(config, VAEConfig) else TextEncoder(config, device="meta")
-
-
-def _config_of(checkpoint: Checkpoint) -> Any:
-    try:
-        header = checkpoint.metadata.get(HEADER_KEY)
-        if header is not None:
-            return config_from(checkpoint.part, json.loads(header)["config"])
-        infer = {"transformer": _infer_transformer, "vae": _infer_vae, "text": _infer_text}[checkpoint.part]
-        return infer(checkpoint, _config_beside(checkpoint.path))
-    except KeyError as error:
-        raise CheckpointError("checkpoint.no_config_key", path=checkpoint.path, key=str(error)) from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError("checkpoint.no_config", path=checkpoint.path, reason=str(error)) from None
-
-
-def _config_beside(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads((path.parent / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _infer_transformer(checkpoint: Checkpoint, beside: Mapping[str, Any]) -> WanConfig:
-    shapes = checkpoint.shapes
-    dim, patch = shapes["patch_embedding.weight"]
-    proj_l = next((shape for name, shape in shapes.items() if name.endswith(".proj_l.weight")), None)
-    heads = beside.get("num_heads", beside.get("num_attention_heads"))
-    image = shapes.get("img_emb.proj.1.weight")
-    return WanConfig(
-        dim=dim,
-        ffn_dim=shapes["blocks.0.ffn.0.weight"][0],
-        num_heads=heads or dim // (proj_l[0] if proj_l else HEAD_DIM),
-        num_layers=_count(shapes, "blocks."),
-        in_dim=patch // PATCH**2,
-        out_dim=shapes["head.head.weight"][0] // PATCH**2,
-        freq_dim=shapes["time_embedding.0.weight"][1],
-        text_dim=shapes["text_embedding.0.weight"][1],
-        text_len=beside.get("text_len", 512),
-        image_dim=image[1] if image else None,
-        round_time_to_bf16=proj_l is not None or checkpoint.quantized("blocks.0.ffn.0.weight"),
-        attention_type="sla" if proj_l else "original",
-    )
-
-
-def _infer_vae(checkpoint: Checkpoint, beside: Mapping[str, Any]) -> VAEConfig:
-    shapes = checkpoint.shapes
-    dim = shapes["encoder.conv1.weight"][0]
-    widths: list[list[int]] = [[]]  # of the residual blocks, stage by stage
-    temporal = []
-    for layer in range(_count(shapes, "encoder.downsamples.")):
-        start = f"encoder.downsamples.{layer}."
-        if f"{start}resample.1.weight" in shapes:
-            temporal.append(f"{start}time_conv.weight" in shapes)
-            widths.append([])
-        else:
-            widths[-1].append(shapes[f"{start}residual.2.weight"][0])
-    scale = {name: tuple(beside[name]) for name in ("latents_mean", "latents_std") if name in beside}
-    return VAEConfig(
-        dim=dim,
-        z_dim=shapes["conv2.weight"][0],
-        dim_mult=tuple(stage[-1] // dim for stage in widths),
-        num_res_blocks=len(widths[0]),
-        temporal_downsample=tuple(temporal),
-        **scale,
-    )
-
-
-def _infer_text(checkpoint: Checkpoint, beside: Mapping[str, Any]) -> TextConfig:
-    shapes = checkpoint.shapes
-    vocab_size, d_model = shapes["shared.weight"]
-    heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"][1]
-    return TextConfig(
-        d_model=d_model,
-        num_layers=_count(shapes, "encoder.block."),
-        num_heads=heads,
-        d_kv=shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0] // heads,
-        d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
-        vocab_size=vocab_size,
-        text_len=beside.get("text_len", 512),
-    )
-
-
-def _count(shapes: Mapping[str, Any], start: str) -> int:
-    """Count the numbered modules that begin with `start`."""
-    return len({name.removeprefix(start).split(".")[0] for name in shapes if name.startswith(start)})

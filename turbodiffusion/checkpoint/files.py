@@ -1,10 +1,9 @@
-"""Weight files as tensors by name, read one at a time: `.pth`, `.safetensors`, a sharded index, a folder of them.
+"""Weight files as tensors by name, read one at a time: `.pth`, `.safetensors`, a sharded index or shards without one.
 
 Pickles are read with `weights_only=True` and mapped into memory, so that a tensor costs memory when it is used. Nothing
 here knows what a tensor is for; `formats.py` does.
 """
 
-import json
 import pickle
 import re
 import zipfile
@@ -18,33 +17,28 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from turbodiffusion.checkpoint.foreign import refuse_bytes
+from turbodiffusion.checkpoint.json_files import read_json
 from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
 from turbodiffusion.files import write_file
 from turbodiffusion.texts import Text, text
 
-# Where each part lies in a folder: ours, a diffusers folder, a repository of the original Wan; and in a folder that
-# holds that part alone. The first that exists is taken.
-_SHARDED = ("diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors")
-_TEXT = ("model.safetensors.index.json", "model.safetensors")
-PLACES = {
-    "transformer": (
-        "transformer.safetensors",
-        *(f"{folder}/{name}" for folder in ("transformer", "high_noise_model") for name in _SHARDED),
-        *_SHARDED,
-    ),
-    "transformer_low": (
-        "transformer_low.safetensors",
-        *(f"{folder}/{name}" for folder in ("transformer_2", "low_noise_model") for name in _SHARDED),
-    ),
-    "vae": ("vae.safetensors", f"vae/{_SHARDED[1]}", "Wan2.1_VAE.pth", _SHARDED[1]),
-    "text": (
-        "text_encoder.safetensors",
-        *(f"text_encoder/{name}" for name in _TEXT),
-        "models_t5_umt5-xxl-enc-bf16.pth",
-        *_TEXT,
-    ),
-    "tokenizer": ("spiece.model", "tokenizer/spiece.model", "google/umt5-xxl/spiece.model"),
-}
+# What trainers put around a network's tensors, best first: of an average and the last step, the average.
+WRAPPERS = (
+    "generator_ema",
+    "ema_model",
+    "model_ema",
+    "ema",
+    "state_dict",
+    "generator",
+    "model",
+    "module",
+    "net",
+    "params",
+)
+MAX_WRAPPERS = 4  # that lie in each other
+MAX_SHARDS = 1000
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -57,44 +51,32 @@ class TensorFile:
     metadata: Mapping[str, str] = field(default_factory=dict)  # a safetensors header's
 
 
-def find(path: str | Path, part: str) -> Path | None:
-    """Find the file of `part` (a key of PLACES) under the folder `path`; None where there is none."""
-    path = Path(path)
-    for place in PLACES[part]:
-        if (path / place).is_file():
-            return path / place
-    lone = [p for p in path.glob("*") if p.suffix in (".pth", ".safetensors")]
-    return lone[0] if len(lone) == 1 and part in ("transformer", "vae", "text") else None
-
-
-def locate(path: str | Path, part: str) -> Path:
-    """Return `path` itself where it is a file, else the file of `part` under it. Raises MissingFilesError for none."""
-    path = Path(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise MissingFilesError("checkpoint.absent", path=path)
-    found = find(path, part)
-    if found is None:
-        raise MissingFilesError("checkpoint.part_absent", path=path, part=part, places=PLACES[part])
-    return found
-
-
 def open_tensors(path: str | Path) -> TensorFile:
-    """Open one weight file or sharded index; only names and shapes are read.
+    """Open one weight file or sharded index; only names and shapes are read. One of several shards stands for all.
 
     Raises CheckpointError for a file that is truncated, foreign, or holds anything but tensors.
     """
     path = Path(path)
+    if path.suffix == ".json":
+        return _open_index(path)
+    if shard := _SHARD.fullmatch(path.name):
+        return _open_shards(path, shard)
+    return _open_file(path)
+
+
+def shard_of(path: Path) -> str | None:
+    """Return the name of what a file is one of several shards of; None for a whole file."""
+    shard = _SHARD.fullmatch(path.name)
+    return shard["stem"] if shard else None
+
+
+def _open_file(path: Path) -> TensorFile:
     try:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
         raise MissingFilesError("checkpoint.unreadable", path=path, reason=error.strerror) from None
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError("checkpoint.lfs_pointer", path=path)
-    if path.suffix == ".json":
-        return _open_index(path)
+    refuse_bytes(path, head)
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _open_safetensors(path)
     return _open_pickle(path)
@@ -118,12 +100,34 @@ def _open_safetensors(path: Path) -> TensorFile:
     return TensorFile(path, shapes, handle.get_tensor, handle.metadata() or {})
 
 
+def _open_shards(path: Path, shard: re.Match[str]) -> TensorFile:
+    """All shards beside one of them: by their index, or by the numbers in their names."""
+    for name in (f"{shard['stem']}{shard['suffix']}.index.json", f"{shard['stem']}.index.json"):
+        if path.with_name(name).is_file():
+            return _open_index(path.with_name(name))
+    count = int(shard["count"])
+    if count > MAX_SHARDS:
+        raise CheckpointError("checkpoint.not_index", path=path)
+    names = [f"{shard['stem']}-{i:05d}-of-{count:05d}{shard['suffix']}" for i in range(1, count + 1)]
+    absent = [name for name in names if not path.with_name(name).is_file()]
+    if absent:
+        raise MissingFilesError("foreign.shard", path=path, count=count, files=some(absent))
+    files = [_open_file(path.with_name(name)) for name in names]
+    owner = {name: file for file in files for name in file.shapes}
+    shapes = {name: owner[name].shapes[name] for name in owner}
+    return TensorFile(path, shapes, lambda name: owner[name].read(name), files[0].metadata)
+
+
 def _open_index(path: Path) -> TensorFile:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(path)["weight_map"]
         by_shard: dict[str, list[str]] = {}
         for name, shard in weight_map.items():
+            if Path(shard).name != shard:  # elsewhere: an index that was made to read other files
+                raise ValueError
             by_shard.setdefault(shard, []).append(name)
+    except OSError as error:
+        raise MissingFilesError("checkpoint.unreadable", path=path, reason=error.strerror) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError("checkpoint.not_index", path=path) from None
     absent = [shard for shard in by_shard if not (path.parent / shard).is_file()]
@@ -131,7 +135,7 @@ def _open_index(path: Path) -> TensorFile:
         raise MissingFilesError(
             "checkpoint.shards_absent", folder=path.parent, files=some(absent), count=len(by_shard), index=path.name
         )
-    shards = {shard: open_tensors(path.parent / shard) for shard in by_shard}
+    shards = {shard: _open_file(path.parent / shard) for shard in by_shard}
     for shard, names in by_shard.items():
         wrong = set(names) ^ set(shards[shard].shapes)
         if wrong:
@@ -151,8 +155,7 @@ def _open_pickle(path: Path) -> TensorFile:
         if foreign:
             raise CheckpointError("checkpoint.pickled_code", path=path, name=foreign[1]) from None
         raise CheckpointError("checkpoint.not_weights", path=path) from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    content = _unwrapped(content)
     if not isinstance(content, dict) or not content:
         raise CheckpointError("checkpoint.no_tensors", path=path)
     foreign_names = [
@@ -161,6 +164,19 @@ def _open_pickle(path: Path) -> TensorFile:
     if foreign_names:
         raise CheckpointError("checkpoint.not_tensors", path=path, names=some(foreign_names))
     return TensorFile(path, {name: tuple(t.shape) for name, t in content.items()}, content.__getitem__)
+
+
+def _unwrapped(content: Any) -> Any:
+    """The tensors by name inside what trainers write around them: {"model": ..., "step": 7}, {"generator_ema": ...}."""
+    for _ in range(MAX_WRAPPERS):
+        if not isinstance(content, dict) or any(isinstance(value, Tensor) for value in content.values()):
+            break
+        inner = {name: value for name, value in content.items() if isinstance(value, dict) and value}
+        name = next((name for name in WRAPPERS if name in inner), None)
+        if name is None and len(inner) != 1:
+            break
+        content = inner[name] if name is not None else next(iter(inner.values()))
+    return content
 
 
 def some(names: Sequence[Text | str]) -> Text | Sequence[Text | str]:

@@ -20,8 +20,11 @@ from torch import Tensor
 
 from turbodiffusion.checkpoint.files import write_tensors
 from turbodiffusion.checkpoint.formats import SHAPES_KEY
-from turbodiffusion.config import TextConfig, VAEConfig, WanConfig
-from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError
+from turbodiffusion.checkpoint.json_files import read_json
+from turbodiffusion.checkpoint.places import read_vocabulary
+from turbodiffusion.checkpoint.sampling import check_about, check_sampling
+from turbodiffusion.config import TextConfig, VAEConfig, WanConfig, shown
+from turbodiffusion.errors import CheckpointError, MissingFilesError, OutputError, UserError
 from turbodiffusion.files import check_writable, reason
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE
@@ -102,12 +105,15 @@ def write_folder(
         raise CheckpointError("checkpoint.folder_exists", path=folder)
     if "transformer_low" in parts and parts["transformer_low"][0] != parts["transformer"][0]:
         raise CheckpointError("checkpoint.experts_differ")
+    sampling, about = (dict(config.get(key, {})) for key in ("sampling", "about"))
+    check_sampling(sampling, folder / "model.json")
+    check_about(about, folder / "model.json")
     model = {
         "version": VERSION,
         "two_experts": "transformer_low" in parts,
         **{part: config_values(parts[part][0]) for part in CONFIGS},
-        "sampling": dict(config.get("sampling", {})),
-        "about": dict(config.get("about", {})),
+        "sampling": sampling,
+        "about": about,
     }
     check_writable(folder / "model.json")
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
@@ -117,7 +123,7 @@ def write_folder(
         (beside / "model.json").write_text(json.dumps(model, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         for part, (part_config, stored) in parts.items():
             write_part(beside / FILES[part], part, part_config, stored, store=store)
-        shutil.copyfile(tokenizer, beside / "spiece.model")
+        (beside / "spiece.model").write_bytes(read_vocabulary(Path(tokenizer)))
         _replace(folder, beside)
     except OSError as error:
         raise OutputError("files.cannot_write", path=folder, reason=reason(error, folder.parent, 0)) from None
@@ -130,27 +136,40 @@ def read_folder(folder: str | Path) -> FolderConfig:
     folder = Path(folder)
     path = folder / "model.json"
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))
+        model = read_json(path)
     except OSError:
         raise MissingFilesError("checkpoint.not_folder", path=folder) from None
     except ValueError as error:
         raise CheckpointError("checkpoint.damaged", path=path, reason=str(error)) from None
     if not isinstance(model, dict) or model.get("version") != VERSION:
         version = model.get("version") if isinstance(model, dict) else None
-        raise CheckpointError("checkpoint.version", path=path, version=version, known=VERSION)
+        raise CheckpointError("checkpoint.version", path=path, version=shown(version), known=VERSION)
+    for key in ("two_experts", *CONFIGS, "sampling", "about"):
+        if key not in model:
+            raise CheckpointError("checkpoint.damaged_key", path=path, key=key)
+    if not isinstance(model["two_experts"], bool):
+        value = shown(model["two_experts"])
+        raise CheckpointError("checkpoint.damaged_bool", path=path, key="two_experts", value=value)
+    return FolderConfig(
+        folder,
+        _part_config(path, "transformer", model),
+        _part_config(path, "vae", model),
+        _part_config(path, "text", model),
+        model["two_experts"],
+        check_sampling(model["sampling"], path),
+        check_about(model["about"], path),
+    )
+
+
+def _part_config(path: Path, part: str, model: Mapping[str, Any]) -> Any:
+    values = model[part]
+    if not isinstance(values, dict):
+        raise CheckpointError("checkpoint.damaged_section", path=path, section=part, value=shown(values))
     try:
-        return FolderConfig(
-            folder,
-            config_from("transformer", model["transformer"]),
-            config_from("vae", model["vae"]),
-            config_from("text", model["text"]),
-            bool(model["two_experts"]),
-            model["sampling"],
-            model["about"],
-        )
-    except KeyError as error:
-        raise CheckpointError("checkpoint.damaged_key", path=path, key=error.args[0]) from None
-    except (TypeError, AttributeError, ValueError) as error:
+        return config_from(part, values)
+    except UserError as error:
+        raise CheckpointError("checkpoint.damaged", path=path, reason=error.text) from None
+    except ValueError as error:
         raise CheckpointError("checkpoint.damaged", path=path, reason=str(error)) from None
 
 
@@ -162,13 +181,28 @@ def config_values(config: PartConfig) -> dict[str, Any]:
 
 
 def config_from(part: str, values: Mapping[str, Any]) -> Any:
-    """Make the part's configuration from JSON's values. Raises TypeError or ValueError for what it does not know."""
+    """Make the part's configuration from JSON's values. Raises ValueError, which UserError is, for what is none."""
+    kind = CONFIGS[part.removesuffix("_low")]
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "kernels"}
+    if unknown := [shown(name) for name in values if name not in fields]:
+        raise UserError("config.unknown_field", config=kind.__name__, names=unknown, known=list(fields))
+    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if needed:
+        raise UserError("config.lacks", config=kind.__name__, names=needed)
     lists_as_tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return CONFIGS[part.removesuffix("_low")](**lists_as_tuples)
+    return kind(**lists_as_tuples)
 
 
-def write_part(path: str | Path, part: str, config: PartConfig, stored: Stored, *, store: str | None = None) -> None:
-    """Write one part's tensors, in our names, with its configuration in the header.
+def write_part(
+    path: str | Path,
+    part: str,
+    config: PartConfig,
+    stored: Stored,
+    *,
+    store: str | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one part's tensors, in our names, with its configuration in the header; of a transformer also its sampling.
 
     Raises CheckpointError for linears in 8-bit rows: they are made at load for the GPU at hand and have no file format.
     """
@@ -180,6 +214,8 @@ def write_part(path: str | Path, part: str, config: PartConfig, stored: Stored, 
     if store:
         stored = in_blocks(stored, part)
     header = {"version": VERSION, "part": part, "config": config_values(config)}
+    if sampling:
+        header["sampling"] = dict(sampling)
     write_tensors(path, stored.tensors, {HEADER_KEY: json.dumps(header), SHAPES_KEY: json.dumps(stored.shapes)})
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from turbodiffusion.checkpoint.files import some
-from turbodiffusion.checkpoint.formats import Checkpoint, open_checkpoint
+from turbodiffusion.checkpoint.formats import Checkpoint
+from turbodiffusion.checkpoint.places import open_checkpoint
 from turbodiffusion.errors import CheckpointError
 from turbodiffusion.models.text import TextEncoder
 from turbodiffusion.models.vae.model import WanVAE

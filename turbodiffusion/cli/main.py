@@ -37,7 +37,7 @@ from turbodiffusion.cli.failures import StdoutGoneError, check_memory_limit, exp
 from turbodiffusion.cli.help import NARROW, Command, Group
 from turbodiffusion.cli.making import make_videos
 from turbodiffusion.cli.model_page import print_model
-from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, takes
+from turbodiffusion.cli.options import FIELDS, MACHINE, MAKING, OPTIONS, PARTS, takes
 from turbodiffusion.cli.progress import size
 from turbodiffusion.cli.prompts_file import Item, read_items
 from turbodiffusion.cli.train import app as train
@@ -110,15 +110,18 @@ def info(context: typer.Context, *, file: Path, json: bool) -> None:
 
 
 @app.command("convert", cls=Command, help="cli.convert")
-@takes("source", "target", "quantize")
-def convert(context: typer.Context, *, source: Path, target: Path, quantize: str | None) -> None:
+@takes("source", "target", "quantize", "sampler", *PARTS)
+def convert(
+    context: typer.Context, *, source: Path, target: Path, quantize: str | None, sampler: str | None, **parts: Any
+) -> None:
     """Write a checkpoint as safetensors that load by themselves."""
     check_memory_limit()
     from turbodiffusion.checkpoint.convert import convert
 
     start = time.perf_counter()
+    named = {"vae": parts["vae"], "text": parts["text_encoder"], "tokenizer": parts["tokenizer"]}
     with StderrConsole().status(escape(printable(text("cli.converting", path=source)))):
-        convert(source, target, quantize=quantize)
+        convert(source, target, quantize=quantize, sampler=sampler, parts=named)
     count = sum(path.stat().st_size for path in (target.rglob("*") if target.is_dir() else [target]))
     written = text("cli.written", size=size(count), seconds=time.perf_counter() - start)
     StderrConsole().print(f"[green]{text('progress.done')}[/] {written}", soft_wrap=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from turbodiffusion.cli import prompts_file
 from turbodiffusion.cli.console import StderrConsole, error_line, line, note_line, print_path
 from turbodiffusion.cli.failures import check_memory_limit
-from turbodiffusion.cli.options import MACHINE, check_device
+from turbodiffusion.cli.options import MACHINE, PARTS, check_device
 from turbodiffusion.cli.progress import Display, summary
 from turbodiffusion.cli.prompts_file import Item
 from turbodiffusion.errors import RequestError, UserError
@@ -145,8 +145,9 @@ def _load(
         return None
     first = wanted[0]
     model = first.model or "demo"
-    preset = source.resolve_model(model).preset
-    if options["recipe"] is not None and preset.sampler != "rcm":
+    parts = {name: options[name] and str(options[name]) for name in PARTS}
+    preset = source.resolve_model(model, **parts).preset
+    if options["recipe"] is not None and (first.sampler or preset.sampler) != "rcm":
         raise RequestError("cli.recipe", recipe=options["recipe"], model=preset.name, steps=preset.num_steps)
     _check_target(*target, sheet=options["contact_sheet"])
     good = []
@@ -165,6 +166,7 @@ def _load(
     return Pipeline.load(
         model,
         **{name: options[name] for name in MACHINE},
+        **parts,
         attention_type=first.attention_type,
         sla_topk=first.sla_topk,
         quant_linear=first.quant_linear,

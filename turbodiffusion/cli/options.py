@@ -139,6 +139,9 @@ _OWN = (
     _own("device", str, "run", "--device", default="auto", placeholder="NAME"),
     _own("offload_text", str, "run", "--offload-text", default="auto", choices=("auto", "on", "off")),
     _own("max_memory", float, "run", "--max-memory", placeholder="GIB"),
+    _own("vae", str, "run", "--vae", placeholder="FILE"),
+    _own("text_encoder", str, "run", "--text-encoder", placeholder="FILE"),
+    _own("tokenizer", str, "run", "--tokenizer", placeholder="FILE"),
     _own("output", str, "run", "--output", default="outputs", placeholder="FOLDER"),
     _own("contact_sheet", bool, "run", "--contact-sheet", default=False),
     _own("quiet", bool, "run", "--quiet", default=False),
@@ -162,12 +165,14 @@ OPTIONS = {
 
 FIELDS = tuple(option.spec.name for option in _REQUEST)
 MACHINE = ("device", "offload_text", "max_memory")
+PARTS = ("vae", "text_encoder", "tokenizer")  # own files for what models share
 _BEFORE_STEPS = FIELDS.index("num_steps")
 MAKING = (
     *FIELDS[1:_BEFORE_STEPS],
     "recipe",
     *FIELDS[_BEFORE_STEPS:],
     *MACHINE,
+    *PARTS,
     *("output", "contact_sheet", "quiet"),
 )
 

@@ -192,7 +192,7 @@ class World:
         glow = column(n["glow"]) * torch.exp(-2.2 * distance)
         picture = picture + (column(n["disc"]) - picture).clamp_min(-0.05) * glow
         if bool((n["stars"] > 0).any()):
-            star = self._tile(0, x.expand(-1, -1, y.shape[2], -1), y.expand(-1, -1, -1, x.shape[3]), 1.3)
+            star = _tile(self._tiles, 0, x.expand(-1, -1, y.shape[2], -1), y.expand(-1, -1, -1, x.shape[3]), 1.3)
             picture = picture + 0.9 * column(n["stars"]) * star
         disc = ((radius - distance) * 90.0).clamp(0, 1) * (radius > 0)
         return picture * (1 - disc) + (column(n["disc"]) * 0.92 + 0.08) * disc
@@ -205,7 +205,7 @@ class World:
         drift = n["drift"].view(-1, 2, 1, 1, 1)
         x = (x + 3.0 * drift[:, 0] - speed * self._seconds()).expand(b, f, h, w)
         y = (y + 2.0 * drift[:, 1]).expand(b, f, h, w)
-        cover, light = self._tile(5, x, y, 0.5, channels=2).split(1, 1)
+        cover, light = _tile(self._tiles, 5, x, y, 0.5, channels=2).split(1, 1)
         cover = cover * (speed > 0)[:, None] * 0.95
         colour = (0.74 + 0.26 * light) * (column(n["scene"]).clamp(0, 1) * 0.75 + 0.25 * column(n["sky_bottom"]))
         return picture * (1 - cover) + colour * cover
@@ -235,7 +235,7 @@ class World:
         b, f = n["frame"].shape
         h, w = self.size
         x, y = self._world_xy(n, 1.0)
-        picture = picture * (1 - self._shadow(x, y, n))
+        picture = picture * (1 - _shadow(x, y, n))
         frame = n["frame"].long() % self._sprites.shape[1]
         texture = (self._sprites[n["sprite"].long()[:, None], frame].float() / 255.0).flatten(0, 1)  # [B F, 4, C, C]
         texture = repaint(texture, n, f)
@@ -255,22 +255,14 @@ class World:
         colour = drawn[:, :3] * (column(n["subject"]) * (1 - share)) + drawn[:, 3:] * (column(n["mist"]) * share)
         return picture * (1 - drawn[:, 3:]) + colour, drawn[:, 3]
 
-    def _shadow(self, x: Tensor, y: Tensor, n: Numbers) -> Tensor:
-        """How dark the ground is under the subject, [B, 1, F, H, W] for pixels at x and y."""
-        extent, height = n["extent"][:, :, None, None], n["height"][:, :, None, None]
-        across = (x - n["x"][:, :, None, None]) / (extent * (0.34 + 0.1 * height))
-        along = (y - n["y"][:, :, None, None] - height + 0.02) / (extent * (0.07 + 0.02 * height))
-        strength = n["shadow"].view(-1, 1, 1, 1) * torch.exp(-1.4 * height)
-        return (strength * torch.exp(-((across**2 + along**2) ** 1.5)))[:, None]
-
     def _weather(self, picture: Tensor, n: Numbers) -> Tensor:
         seconds = self._seconds()
         drift = n["drift"].view(-1, 2, 1, 1, 1)
         h, w = self.size
         u, v = self._u.expand(1, self.frames, h, w), self._v.expand(1, self.frames, h, w)
-        rain = self._tile(1, u + 0.9 * seconds + drift[:, 0] * 2, v - 4.5 * seconds + drift[:, 1] * 2, 1.0)
+        rain = _tile(self._tiles, 1, u + 0.9 * seconds + drift[:, 0] * 2, v - 4.5 * seconds + drift[:, 1] * 2, 1.0)
         sway = 0.05 * torch.sin(2.0 * seconds + 3.0 * v)
-        snow = self._tile(2, u + sway + drift[:, 0] * 2, v - 0.7 * seconds + drift[:, 1] * 2, 1.0)
+        snow = _tile(self._tiles, 2, u + sway + drift[:, 0] * 2, v - 0.7 * seconds + drift[:, 1] * 2, 1.0)
         shine = (column(n["rain"]) * 0.5 * rain + column(n["snow"]) * 0.95 * snow).clamp(0, 1)
         return picture + (1.0 - picture) * shine
 
@@ -283,20 +275,30 @@ class World:
             fall = (n["fall"] * near).view(-1, 1, 1, 1) * seconds
             sway = 0.06 * near * torch.sin(2.4 * seconds + 2.0 * v + 7.0 * near)
             x, y = u + sway - 0.6 * fall + drift[:, 0] * 2 + near, v - fall + drift[:, 1] * 2
-            cover, light = self._tile(3, x, y, scale, channels=2).split(1, 1)
+            cover, light = _tile(self._tiles, 3, x, y, scale, channels=2).split(1, 1)
             colour = torch.lerp(column(n["fleck_dark"]), column(n["fleck_light"]), light)
             picture = picture + (colour - picture) * cover
         return picture
 
-    def _tile(self, index: int, x: Tensor, y: Tensor, scale: float, channels: int = 1) -> Tensor:
-        """A repeating tile of 2 x 2 units and the next ones, read at (x, y) * scale [B, F, H, W]: [B, channels, F, H,
-        W]."""
-        b, f, h, w = x.shape
-        grid = torch.stack([torch.remainder(x * scale + 1, 2) - 1, torch.remainder(y * scale + 1, 2) - 1], -1)
-        tile = self._tiles[index : index + channels].expand(b, channels, TILE, TILE)
-        return grid_sample(tile, grid.view(b, f * h, w, 2), padding_mode="border", align_corners=False).view(
-            b, channels, f, h, w
-        )
+
+def _shadow(x: Tensor, y: Tensor, n: Numbers) -> Tensor:
+    """How dark the ground is under the subject, [B, 1, F, H, W] for pixels at x and y."""
+    extent, height = n["extent"][:, :, None, None], n["height"][:, :, None, None]
+    across = (x - n["x"][:, :, None, None]) / (extent * (0.34 + 0.1 * height))
+    along = (y - n["y"][:, :, None, None] - height + 0.02) / (extent * (0.07 + 0.02 * height))
+    strength = n["shadow"].view(-1, 1, 1, 1) * torch.exp(-1.4 * height)
+    return (strength * torch.exp(-((across**2 + along**2) ** 1.5)))[:, None]
+
+
+def _tile(tiles: Tensor, index: int, x: Tensor, y: Tensor, scale: float, channels: int = 1) -> Tensor:
+    """A repeating tile of 2 x 2 units and the next ones, read at (x, y) * scale [B, F, H, W]: [B, channels, F, H,
+    W]."""
+    b, f, h, w = x.shape
+    grid = torch.stack([torch.remainder(x * scale + 1, 2) - 1, torch.remainder(y * scale + 1, 2) - 1], -1)
+    tile = tiles[index : index + channels].expand(b, channels, TILE, TILE)
+    return grid_sample(tile, grid.view(b, f * h, w, 2), padding_mode="border", align_corners=False).view(
+        b, channels, f, h, w
+    )
 
 
 def _load_sheets(atlas: Path) -> dict[str, np.ndarray]:

@@ -397,10 +397,7 @@ def evaluate(
 def old_rows(
     world: World, probe: Probe, old: LoadedModel, teacher: LoadedModel, count: int, *, batch: int
 ) -> list[Row]:
-    """Frechet distances of an older teacher and the new one, each beside its VAE's, on the old one's subjects.
-
-    The new one's, without its VAE's share, is to be half of the old one's.
-    """
+    """Frechet distances of an older teacher and the new one (to be half, VAEs' shares apart) on the old subjects."""
     asked = held_out_questions(probe, count, named(old.preset.subjects) or world.subjects)
     _, reference = probe.read_views(render_views(world, probe, asked.clips, label="renders of the old subjects"))
     rng = np.random.default_rng(RENDER_SEED + 5)

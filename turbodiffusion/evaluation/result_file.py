@@ -62,56 +62,30 @@ class Row:
         return "" if self.target is None else f"{'at most' if self.better == 'lower' else 'at least'} {self.target:.4g}"
 
 
-def target(name: str) -> float | None:
-    """That of a row of h200.json, where it has one before a run."""
-    row = REQUIRED["h200.json"].get(name)
-    return None if row is None else row.target
-
-
-def _expected(name: str, unit: str = "", better: str = "lower", target: float | None = None) -> Row:
+def expected(name: str, unit: str = "", better: str = "lower", target: float | None = None) -> Row:
+    """Return a row that a file should have and has not."""
     return Row(name, None, unit, better, target, "not measured")
 
 
-# The rows that a file must have, by its name: one that is missing is a miss. Targets are here where they are known
-# before a run; speeds are those of one H200. `sla.module` is the SageSLA module.
+# The rows that an evaluation's file must have, by its name: one that is missing is a miss. Those of benchmarks are in
+# benchmarks/targets.py.
 REQUIRED: dict[str, dict[str, Row]] = {
     file: {row.name: row for row in rows}
     for file, rows in {
         "demo.json": (
-            *(_expected(f"probe.{factor}.accuracy") for factor in FACTORS),
-            *(_expected(name) for name in ("control.shuffled.subject", "vae.psnr")),
-            *(_expected(f"teacher.{factor}.adherence") for factor in FACTORS),
-            *(_expected(name) for name in ("teacher.frechet", "demo.cpu.seconds", "demo.cpu.peak_gb")),
+            *(expected(f"probe.{factor}.accuracy") for factor in FACTORS),
+            *(expected(name) for name in ("control.shuffled.subject", "vae.psnr")),
+            *(expected(f"teacher.{factor}.adherence") for factor in FACTORS),
+            *(expected(name) for name in ("teacher.frechet", "demo.cpu.seconds", "demo.cpu.peak_gb")),
         ),
         "quality.json": (
             *(
-                _expected(f"{variant}.{measure}")
+                expected(f"{variant}.{measure}")
                 for variant in VARIANTS
                 for measure in (*(f"{factor}.adherence" for factor in FACTORS), "frechet", "diversity", "cpu.seconds")
             ),
-            *(_expected(f"control.none.{factor}") for factor in FACTORS),
-            *(_expected(f"{name}.frechet") for name in ("vae", "render", "old_teacher", "teacher.old_subjects")),
-        ),
-        "h200.json": (
-            _expected("original.1_3b.480p.forward_ms", "ms"),
-            _expected("tuned.1_3b.480p.forward_ms", "ms"),
-            _expected("forward.1_3b.480p.ms", "ms", target=150.0),
-            _expected("forward.1_3b.720p.ms", "ms", target=420.0),
-            _expected("forward.14b.480p.ms", "ms", target=950.0),
-            _expected("forward.14b.720p.ms", "ms", target=2700.0),
-            _expected("sla.module.ms", "ms", target=1.3),
-            _expected("vae.decode.480p.ms", "ms", target=750.0),
-            _expected("text.512.ms", "ms", target=25.0),
-            _expected("e2e.1_3b.480p.4steps.warm_s", "s", target=1.6),
-            _expected("e2e.1_3b.480p.4steps.cold_s", "s", target=15.0),
-            _expected("speedup.original.4steps", "x", "higher", 100.0),
-            _expected("speedup.original.2steps", "x", "higher", 200.0),
-            _expected("speedup.tuned.4steps", "x", "higher"),
-            _expected("peak.1_3b.480p.gib", "GiB", target=8.0),
-            _expected("error.sagesla", "relative L2"),
-            _expected("error.blockmap.overlap", "share", "higher"),
-            _expected("error.forward.int8", "relative L2", target=0.025),
-            _expected("error.forward.fp8", "relative L2", target=0.07),
+            *(expected(f"control.none.{factor}") for factor in FACTORS),
+            *(expected(f"{name}.frechet") for name in ("vae", "render", "old_teacher", "teacher.old_subjects")),
         ),
     }.items()
 }
@@ -152,16 +126,20 @@ def read_results(path: str | Path) -> list[Row]:
     return [Row(**row) for row in _parse(Path(path))["rows"]]
 
 
-def check(path: str | Path) -> list[Row]:
-    """The rows that miss: those on the wrong side of their target, and those that are not there."""
+def check(path: str | Path, required: Sequence[Row] | None = None) -> list[Row]:
+    """Return the rows that miss: those on the wrong side of their target, and those that are not there.
+
+    required: rows that the file must have; by default those of an evaluation's file of that name.
+    """
     rows = read_results(path)
-    return [row for row in rows if row.misses] + missing(path, rows)
+    needed = list(REQUIRED.get(Path(path).name, {}).values()) if required is None else required
+    return [row for row in rows if row.misses] + missing(rows, needed)
 
 
-def missing(path: str | Path, rows: Sequence[Row]) -> list[Row]:
-    """Of a file that REQUIRED knows by its name, the rows that it should have beside these; their value is None."""
+def missing(rows: Sequence[Row], required: Sequence[Row]) -> list[Row]:
+    """Return the required rows that are not among these; their value is None."""
     here = {row.name for row in rows}
-    return [row for name, row in REQUIRED.get(Path(path).name, {}).items() if name not in here]
+    return [row for row in required if row.name not in here]
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def memory_job(
         height=height,
         num_frames=request.num_frames,
         num_steps=request.num_steps,
-        guided=request.guidance is not None and request.guidance != 1,
+        guided=request.guided,
         dtype=dtype,
         device=device,
     )

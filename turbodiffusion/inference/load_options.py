@@ -18,7 +18,8 @@ class LoadOptions:
     CPU) or either name. attention_type, sla_topk and quant_linear are those of requests that leave them at "auto".
     kernels: "reference", "triton", or "auto" for the fastest that run here. offload_text: "on" keeps the text encoder
     in CPU memory and passes it through the GPU for a new prompt, "off" keeps it on the GPU, "auto" does where
-    everything fits. max_memory: GiB of the GPU to plan for, where it is shared.
+    everything fits. max_memory: GiB of the GPU to plan for, where it is shared. vae, text_encoder, tokenizer: own files
+    for these parts, else those beside the model's, else Wan's from the hub.
     """
 
     model: str = "demo"
@@ -30,10 +31,14 @@ class LoadOptions:
     kernels: str = "auto"
     offload_text: str = "auto"
     max_memory: float | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, os.PathLike):
-            object.__setattr__(self, "model", os.fspath(self.model))
+        for name in ("model", "vae", "text_encoder", "tokenizer"):
+            if isinstance(path := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(path))
         if not isinstance(self.model, str):
             raise RequestError("load.model", value=repr(self.model)[:60])
         if self.max_memory is not None:

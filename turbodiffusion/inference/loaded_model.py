@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,21 +29,18 @@ from turbodiffusion.inference.check_request import as_requests, check_request
 from turbodiffusion.inference.device import device_info
 from turbodiffusion.inference.load_options import LoadOptions
 from turbodiffusion.inference.prompt_encoder import PromptEncoder
-from turbodiffusion.inference.sampling import PredictVelocity
+from turbodiffusion.inference.sampling import PredictVelocity, guided_velocity
 from turbodiffusion.inference.stage_timer import StageTimer, current_device
 from turbodiffusion.memory import plan as memory
-from turbodiffusion.models.cuda_graphs import CudaGraphCache, Tensors
-from turbodiffusion.models.cuda_graphs import Result as Returned
+from turbodiffusion.models.cuda_graphs import CudaGraphCache
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 from turbodiffusion.models.vae.model import WanVAE
-from turbodiffusion.models.wan import Context, WanTransformer
+from turbodiffusion.models.wan import WanTransformer
 from turbodiffusion.presets import ModelPreset
 from turbodiffusion.request import OnProgress, Request
 from turbodiffusion.texts import Text, text
 
 log = logging.getLogger(__name__)
-
-GRAPH_WARMUP_CALLS = 4  # forwards before a graph is made of one: a distilled video's, which may be all of a process
 
 
 @dataclass(frozen=True)
@@ -124,7 +122,9 @@ class LoadedModel:
         line: RequestError, then MachineError, then MissingFilesError or CheckpointError.
         """
         # 1. what the name means, and whether the requests can be made with it
-        source = model_source.resolve_model(options.model)
+        source = model_source.resolve_model(
+            options.model, vae=options.vae, text_encoder=options.text_encoder, tokenizer=options.tokenizer
+        )
         preset = source.preset
         defaults = Request(
             "a video",
@@ -148,11 +148,13 @@ class LoadedModel:
             quantized=quantized,
             on_fetch=lambda file, done, total: timer.report("download", done >> 20, total >> 20),
         )
+        if "tokenizer" not in source.parts:
+            model_source.check_vocabulary(preset, paths)
         # 4. the weights
         with current_device(placement.device), telling_memory():
             model = cls.read(preset, placement, options, paths, timer)
         model.load_seconds = timer.seconds["load"]
-        model._log()
+        _log(model)
         return model
 
     @classmethod
@@ -179,19 +181,6 @@ class LoadedModel:
             model = cls(preset, (), vae, encoder, placement, options, paths)
             model._experts = model._read_experts(placement.compute, step)
         return model
-
-    def _log(self) -> None:
-        log.info(
-            "%s on %s in %s: attention %s, sla_topk %g, linears %s; kernels %s",
-            self.name,
-            self.device,
-            self.dtype,
-            self.compute.attention_type,
-            self.compute.sla_topk,
-            self.compute.quant_linear,
-            ", ".join(f"{group} {impl}" for group, impl in asdict(self.kernels).items()),
-        )
-        log.info("memory: %s", self.memory_plan)
 
     # ---- what the experts compute ----
 
@@ -280,15 +269,8 @@ class LoadedModel:
 
     def job(self, filled: Request, size: tuple[int, int]) -> memory.Job:
         """Return a filled request of that width and height as the memory plan counts it."""
-        return memory_job(
-            self.name,
-            self.preset,
-            filled,
-            size,
-            dtype=self.dtype,
-            device=self.device.type,
-            kernels=self.kernels,
-        )
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device.type, "kernels": self.kernels}
+        return memory_job(self.name, self.preset, filled, size, **how)
 
     def free_cache(self) -> None:
         """Between two stages, where memory is short: give back what PyTorch keeps of the last one's.
@@ -306,49 +288,39 @@ class LoadedModel:
         used, self._graphs_fit = self.use_graphs, self._graphs_fit and not self.use_graphs
         return used
 
-    # ---- the network ----
-
     def predict_velocity(
         self,
         prompt_embeds: Sequence[Tensor],
         *,
         guidance: float | None = None,
+        guidance_low: float | None = None,
         boundary: float | None = None,
         condition: Tensor | None = None,
     ) -> PredictVelocity:
-        """Return the function from (x, t) to the velocity, by the expert for its time, under guidance.
+        """Return `guided_velocity` of the experts as they compute now, replayed where the plan has CUDA graphs."""
+        return guided_velocity(
+            self._experts,
+            prompt_embeds,
+            guidance=guidance,
+            guidance_low=guidance_low,
+            boundary=boundary,
+            condition=condition,
+            graphs=self._graphs if self.use_graphs else None,
+        )
 
-        prompt_embeds: [B, S, E] of the prompts and, for guidance, of the negative prompts. condition: [B, 4 + z_dim, T,
-        H, W] beside x, from an image.
-        """
-        contexts: dict[int, list[Context]] = {}
 
-        def predict(x_BCTHW: Tensor, t: float) -> Tensor:
-            k = 1 if boundary is not None and t < boundary else 0
-            expert = self._experts[k]
-            if k not in contexts:
-                contexts.clear()  # the high-noise expert's are not needed again
-                contexts[k] = [self._call(("context", k), expert.encode_context, each) for each in prompt_embeds]
-            x_BCTHW = x_BCTHW.float()
-            if condition is not None:
-                x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
-            t_B = torch.full((len(x_BCTHW),), 1000 * t, dtype=torch.float32, device=self.device)
-            v_cond, *v_uncond = (
-                self._call(("velocity", k), expert, x_BCTHW, t_B, context, warmup=GRAPH_WARMUP_CALLS)
-                for context in contexts[k]
-            )
-            if not v_uncond:
-                return v_cond
-            assert guidance is not None
-            return v_uncond[0] + guidance * (v_cond - v_uncond[0])
-
-        return predict
-
-    def _call(
-        self, name: tuple[str, int], function: Callable[..., Returned], *inputs: Tensors, warmup: int = 1
-    ) -> Returned:
-        """`function(*inputs)`, replayed where the plan has CUDA graphs; `name` tells the functions apart."""
-        return self._graphs(name, function, *inputs, warmup_calls=warmup) if self.use_graphs else function(*inputs)
+def _log(model: LoadedModel) -> None:
+    log.info(
+        "%s on %s in %s: attention %s, sla_topk %g, linears %s; kernels %s",
+        model.name,
+        model.device,
+        model.dtype,
+        model.compute.attention_type,
+        model.compute.sla_topk,
+        model.compute.quant_linear,
+        ", ".join(f"{group} {impl}" for group, impl in asdict(model.kernels).items()),
+    )
+    log.info("memory: %s", model.memory_plan)
 
 
 def _place(

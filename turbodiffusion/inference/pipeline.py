@@ -135,7 +135,11 @@ class Pipeline:
             model.free_cache()
             # 5. denoise a latent
             predict_velocity = model.predict_velocity(
-                prompt_embeds, guidance=filled.guidance, boundary=filled.boundary, condition=condition
+                prompt_embeds,
+                guidance=filled.guidance,
+                guidance_low=filled.guidance_low,
+                boundary=filled.boundary,
+                condition=condition,
             )
             latent = self._denoise(predict_velocity, filled, job, timer, resume, on_state)
             model.free_cache()
@@ -171,7 +175,7 @@ class Pipeline:
     def _encode_text(self, request: Request, timer: StageTimer) -> list[Tensor]:
         """Embeddings [1, S, E] of the prompt and, under guidance, of the negative prompt."""
         prompts = [request.prompt]
-        if request.guidance is not None and request.guidance != 1:
+        if request.guided:
             prompts.append(request.negative_prompt or "")
         with timer.run("text_encode", len(prompts)) as step:
             prompt_embeds = []
@@ -219,7 +223,7 @@ class Pipeline:
                 if on_state is not None:
                     on_state(state)
 
-            if self.model.preset.sampler == "rcm":
+            if request.sampler == "rcm":
                 assert request.sigma_max is not None
                 times = rcm_times(request.num_steps, request.sigma_max)
                 return sample_rcm(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from turbodiffusion.checkpoint.load import load_text
+from turbodiffusion.checkpoint.places import read_vocabulary
 from turbodiffusion.config import TextConfig
 from turbodiffusion.models.text import TextEncoder, Tokenizer
 
@@ -37,7 +38,7 @@ class PromptEncoder:
         offload: bool = False,
     ) -> "PromptEncoder":
         """Read the vocabulary and the weights. offload: they stay in CPU memory. Raises CheckpointError."""
-        vocabulary = Tokenizer(tokenizer, config.text_len)
+        vocabulary = Tokenizer(tokenizer, config.text_len, model=read_vocabulary(tokenizer))
         encoder = TextEncoder(config, device="meta", dtype=dtype)
         load_text(encoder, weights, device="cpu" if offload else device)
         encoder.eval().requires_grad_(False)

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from turbodiffusion.models.cuda_graphs import CudaGraphCache
+from turbodiffusion.models.wan import Context, WanTransformer
+
+GRAPH_WARMUP_CALLS = 4  # forwards before a graph is made of one: a distilled video's, which may be all of a process
 UNIPC_MAX_TIME = 1 - 1e-6  # log((1 - t) / t) is infinite at t = 1
 
 PredictVelocity = Callable[[Tensor, float], Tensor]
@@ -47,6 +51,52 @@ def noise(shape: Sequence[int], seed: int, step: int, device: torch.device | str
     digest = hashlib.blake2b(f"{seed}:{step}".encode(), digest_size=8).digest()
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32).to(device)
+
+
+def guided_velocity(
+    experts: Sequence[WanTransformer],
+    prompt_embeds: Sequence[Tensor],
+    *,
+    guidance: float | None = None,
+    guidance_low: float | None = None,
+    boundary: float | None = None,
+    condition: Tensor | None = None,
+    graphs: CudaGraphCache | None = None,
+) -> PredictVelocity:
+    """Return the function from (x, t) to the velocity, by the expert for its time, under classifier-free guidance.
+
+    prompt_embeds: [B, S, E] of the prompts and, for guidance, of the negative prompts: v_uncond + guidance (v_cond -
+    v_uncond). guidance_low: the low-noise expert's; None: that of `guidance`; at 1 an expert takes a single forward.
+    boundary: flow time below which the second expert computes. condition: [B, 4 + z_dim, T, H, W] beside x,
+    from an image. graphs: replay the forwards as CUDA graphs.
+    """
+    contexts: dict[int, list[Context]] = {}
+    scales = (guidance, guidance if guidance_low is None else guidance_low)
+
+    def predict(x_BCTHW: Tensor, t: float) -> Tensor:
+        k = 1 if boundary is not None and t < boundary else 0
+        expert = experts[k]
+        if k not in contexts:
+            contexts.clear()  # the high-noise expert's are not needed again
+            encode, given = expert.encode_context, prompt_embeds[:1] if scales[k] == 1 else prompt_embeds
+            contexts[k] = [graphs(("context", k), encode, e) if graphs is not None else encode(e) for e in given]
+        x_BCTHW = x_BCTHW.float()
+        if condition is not None:
+            x_BCTHW = torch.cat((x_BCTHW, condition), dim=1)
+        t_B = torch.full((len(x_BCTHW),), 1000 * t, dtype=torch.float32, device=x_BCTHW.device)
+        v_cond, *v_uncond = (
+            graphs(("velocity", k), expert, x_BCTHW, t_B, context, warmup_calls=GRAPH_WARMUP_CALLS)
+            if graphs is not None
+            else expert(x_BCTHW, t_B, context)
+            for context in contexts[k]
+        )
+        if not v_uncond:
+            return v_cond
+        scale = scales[k]
+        assert scale is not None
+        return v_uncond[0] + scale * (v_cond - v_uncond[0])
+
+    return predict
 
 
 def sample_rcm(

@@ -39,7 +39,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise UserError("media.no_request", path=path)
     try:
         metadata = json.loads(text)
-    except (ValueError, RecursionError):  # also of an integer of thousands of digits, a nest of thousands of brackets
+    except (ValueError, RecursionError):  # numbers of thousands of digits, thousands of brackets
         metadata = None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise UserError("media.request_damaged", path=path)

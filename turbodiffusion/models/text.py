@@ -51,13 +51,14 @@ class Tokenizer:
     Raises CheckpointError when `path` is not a SentencePiece model or numbers its special tokens differently.
     """
 
-    def __init__(self, path: str | Path, text_len: int = 512):
+    def __init__(self, path: str | Path, text_len: int = 512, *, model: bytes | None = None):
+        """Read a vocabulary. model: its bytes, where `path` is a file that only has it inside."""
         from sentencepiece import SentencePieceProcessor
 
         self.path, self.text_len = Path(path), text_len
         try:
             # The bytes, not the path: SentencePiece prints a complaint of its own about a path it cannot open.
-            self._pieces = SentencePieceProcessor(model_proto=self.path.read_bytes())
+            self._pieces = SentencePieceProcessor(model_proto=self.path.read_bytes() if model is None else model)
         except (OSError, RuntimeError) as error:
             raise CheckpointError("model.vocabulary", path=path, reason=str(error)) from None
         special = (self._pieces.pad_id(), self._pieces.eos_id(), self._pieces.unk_id())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import turbodiffusion as td
-from turbodiffusion.checkpoint.formats import open_checkpoint
+from turbodiffusion.checkpoint.places import open_checkpoint
 from turbodiffusion.cli import main as cli
 from turbodiffusion.errors import RequestError
 from turbodiffusion.models.wan import WanTransformer
@@ -360,7 +360,7 @@ def test_from_a_teacher_to_a_fast_model(tiny_model, small_atlas, tmp_path: Path,
             for part in ("student", "fake"):
                 written = artifacts.read_weights(tmp_path / name / f"{part}.safetensors")
                 assert all(torch.equal(x, state["modules"][f"{part}.{key}"].bfloat16()) for key, x in written.items())
-    assert len(list((tmp_path / "rcm").glob("sheet-5-in-[421].png"))) == 3
+    assert len(list((tmp_path / "rcm").glob("samples-5-in-[421].png"))) == 3
     left = [
         f"--{option}={tmp_path}/rcm/{part}.safetensors" for option, part in (("from", "student"), ("from-fake", "fake"))
     ]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 import turbodiffusion as td
-from turbodiffusion.checkpoint.formats import open_checkpoint
+from turbodiffusion.checkpoint.places import open_checkpoint
 from turbodiffusion.config import VAEConfig
 from turbodiffusion.demo.bake import bake_sheet
 from turbodiffusion.demo.factors import is_held_out
