@@ -135,7 +135,7 @@ def overfitted(small_world, tmp_path_factory):
     recipe = ProbeRecipe(batch=32, first=32, size=32, refresh=0, flip=0, freeze=0, blur=0, noise=0, light=0)
     config = replace(probe_config(small_world), side=32, frames=5, widths=(8, 16, 32, 32, 48))
     run = tmp_path_factory.mktemp("probe")
-    schedule = Schedule(lr=1e-2, steps=70, warmup=5, decay=1.0, log_every=40)
+    schedule = Schedule(lr=1e-2, steps=140, warmup=5, decay=1.0, log_every=40)
     probe = train_probe(small_world, schedule, run, recipe, config=config)
     bank = ProbeBank(small_world, config, recipe, None, recipe.seed)
     bank.advance(0)

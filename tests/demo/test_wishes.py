@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from turbodiffusion.demo.gap import describe_gap
 
 from turbodiffusion.demo.bake import CELL, COLUMNS, FRAMES
 from turbodiffusion.demo.captions import caption, several
+from turbodiffusion.demo.coverage import describe_gap
 from turbodiffusion.demo.factors import NATURAL, WISHES, Factors, is_held_out, is_wished, lights, sample_factors
 from turbodiffusion.demo.motion import camera_track, chase, subject_track
 from turbodiffusion.demo.renderer import World

