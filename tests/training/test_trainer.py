@@ -193,6 +193,7 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from turbodiffusion.training.trainer import *
+from turbodiffusion.parallel.groups import rank_and_size, start_distributed
 start_distributed()
 rank, ranks = rank_and_size()
 torch.manual_seed(0)
